@@ -1,1 +1,11 @@
-"""Guide programs."""
+"""Guide programs.
+
+A guide takes the same arguments as the model it is meant for, samples the model's latent sites
+under the same names and plates, and pairs with any model that has those sites.
+"""
+
+from __future__ import annotations
+
+from pyrogen.guides.amortized_normal import AmortizedNormal
+
+__all__ = ["AmortizedNormal"]

@@ -1,0 +1,196 @@
+r"""The variational autoencoder: a Gaussian latent, a decoder network and a likelihood.
+
+.. math:: z \sim N(0, I_d), \qquad x \mid z \sim p(x \mid \theta = \mathrm{decoder}(z)) .
+
+``beta`` multiplies the log-density of ``z`` in the model and, given to the guide as well, in the
+guide, so that a loss of Pyro becomes distortion + beta × rate:
+
+.. math:: -\mathbb{E}_{q(z \mid x)} \log p(x \mid z)
+   + \beta\, \mathrm{KL}(q(z \mid x) \,\|\, p(z)) .
+
+With ``beta = 1`` that is the negative ELBO; with any other value it bounds no likelihood of ``x``.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.distributions import TorchDistribution
+from pyro.nn import PyroModule
+from torch import Size, Tensor, nn
+
+from pyrogen.checks import check_data
+from pyrogen.models.likelihoods import Likelihood, as_likelihood
+
+__all__ = ["VAE"]
+
+
+class VAE(PyroModule):  # type: ignore[misc]
+    """Variational autoencoder, as a Pyro model with sites ``"z"`` and ``"x"`` in plate ``"data"``.
+
+    The decoder is run once, on a copy, to learn the shape of an event.
+
+    Args:
+        decoder: network ``[*, latent_dim] -> [*, *event_shape]`` (``[*, *event_shape, K]`` for
+            categorical data) that returns the parameters of the likelihood. It takes any leading
+            dimensions.
+        latent_dim: number of latent dimensions.
+        likelihood: ``"bernoulli"`` (logits), ``"normal"`` (means; one learned scale),
+            ``"categorical"`` (logits), ``"continuous_bernoulli"`` (logits), or an instance of
+            :class:`~pyrogen.models.Likelihood`.
+        beta: weight of the KL term, > 0. Give the guide the same. It becomes a buffer, so that it
+            can be changed between steps: ``model.beta.fill_(0.5); guide.beta.fill_(0.5)``.
+
+    Attributes:
+        event_shape: shape of one datum.
+        latent_dim: number of latent dimensions.
+        beta: tensor of shape ``[]``.
+
+    Raises:
+        TypeError: if ``decoder`` is no ``torch.nn.Module``.
+        ValueError: if ``latent_dim`` or ``beta`` is not positive, the likelihood is unknown, or the
+            decoder does not map ``[2, latent_dim]`` to ``[2, *event_shape]``.
+
+    References:
+        D. P. Kingma, M. Welling, *Auto-encoding variational Bayes*, 2013, arXiv:1312.6114.
+        I. Higgins et al., *beta-VAE: learning basic visual concepts with a constrained variational
+        framework*, 2017.
+
+    Example:
+        >>> import torch
+        >>> from pyrogen.nn import MLP
+        >>> model = VAE(MLP(2, (8, 8), hidden=(32,)), latent_dim=2)
+        >>> model(None, num_samples=64).shape
+        torch.Size([64, 8, 8])
+        >>> model.decode(torch.zeros(5, 2)).event_shape
+        torch.Size([8, 8])
+    """
+
+    beta: Tensor
+
+    def __init__(
+        self,
+        decoder: nn.Module,
+        latent_dim: int,
+        likelihood: str | Likelihood = "bernoulli",
+        beta: float = 1.0,
+    ) -> None:
+        super().__init__()
+        _check_arguments(decoder, latent_dim, beta)
+        self.latent_dim = latent_dim
+        self.decoder = decoder
+        self.likelihood = as_likelihood(likelihood)
+        parameters = _probe(decoder, latent_dim)
+        split = parameters.dim() - self.likelihood.parameter_dim
+        self.event_shape = _event_shape(self.likelihood, parameters, split)
+        self._parameter_shape = tuple(parameters.shape[1:])
+        self.likelihood.to(parameters)
+        self.register_buffer("beta", parameters.new_tensor(beta))
+        self.register_buffer("_zeros", parameters.new_zeros(latent_dim), persistent=False)
+        self.register_buffer("_ones", parameters.new_ones(latent_dim), persistent=False)
+
+    def prior(self) -> TorchDistribution:
+        """Returns the standard normal distribution of ``z``, event shape ``[latent_dim]``."""
+        return dist.Normal(self._zeros, self._ones).to_event(1)
+
+    def decode(self, z: Tensor) -> TorchDistribution:
+        """Returns the likelihood at ``z``.
+
+        Args:
+            z: ``[*, latent_dim]``.
+
+        Returns:
+            A distribution of batch shape ``[*]`` and event shape ``event_shape``.
+        """
+        likelihood: TorchDistribution = self.likelihood(self.decoder(z), len(self.event_shape))
+        return likelihood
+
+    def mean(self, z: Tensor) -> Tensor:
+        """Returns the expected event at ``z``, ``[*, *event_shape]``, for pictures."""
+        return self.likelihood.mean(self.decode(z))
+
+    def forward(self, data: Tensor | None = None, num_samples: int | None = None) -> Tensor:
+        """Scores data, or draws.
+
+        Args:
+            data: ``[n, *event_shape]``, or ``None`` to draw. Outer plates stand to the left of
+                ``n``.
+            num_samples: how many events to draw; ``None`` means one. Only without data.
+
+        Returns:
+            The value of site ``"x"``: ``data``, or ``[num_samples, *event_shape]``.
+
+        Raises:
+            ValueError: if data have another dtype, event shape or values than the likelihood
+                scores, are empty or not finite; or if data and ``num_samples`` are both given.
+        """
+        with pyro.plate("data", self._size(data, num_samples), dim=-1):
+            with poutine.scale(scale=self.beta):
+                z = pyro.sample("z", self.prior())
+            x: Tensor = pyro.sample("x", self.decode(z), obs=data)
+        return x
+
+    def _size(self, data: Tensor | None, num_samples: int | None) -> int:
+        if data is None:
+            return _positive_int(1 if num_samples is None else num_samples, "num_samples")
+        if num_samples is not None:
+            raise ValueError(
+                f"num_samples: expected None with data, got {num_samples}; pass data=None to draw"
+            )
+        dtype = self.likelihood.data_dtype(self._zeros.dtype)
+        check_data(data, self.event_shape, dtype=dtype)
+        self.likelihood.check_support(data, self._parameter_shape, name="x")
+        return data.shape[-1 - len(self.event_shape)]
+
+
+def _positive_int(value: int, name: str) -> int:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+    return value
+
+
+def _check_arguments(decoder: nn.Module, latent_dim: int, beta: float) -> None:
+    if not isinstance(decoder, nn.Module):
+        raise TypeError(f"decoder: expected a torch.nn.Module, got {type(decoder).__name__}")
+    _positive_int(latent_dim, "latent_dim")
+    if not (math.isfinite(beta) and beta > 0):
+        raise ValueError(f"beta: expected a positive finite number, got {beta}")
+
+
+def _probe(decoder: nn.Module, latent_dim: int) -> Tensor:
+    """Runs a copy of the decoder on two latents, leaving module and parameter store as they are."""
+    reference = next(decoder.parameters(), torch.empty(0))
+    z = reference.new_zeros(2, latent_dim)
+    with torch.no_grad(), poutine.block(), pyro.get_param_store().scope():
+        try:
+            parameters = copy.deepcopy(decoder).eval()(z)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"decoder: expected a network for input [*, {latent_dim}] (latent_dim = "
+                f"{latent_dim}), got an error on input [2, {latent_dim}]: {error}"
+            ) from error
+    got = list(parameters.shape) if isinstance(parameters, Tensor) else type(parameters).__name__
+    if not isinstance(parameters, Tensor) or parameters.shape[:1] != Size([2]):
+        raise ValueError(
+            f"decoder: expected output [2, *event_shape] for input [2, {latent_dim}], got {got}"
+        )
+    return parameters
+
+
+def _event_shape(likelihood: Likelihood, parameters: Tensor, split: int) -> Sequence[int]:
+    """Returns the shape of one event, checked against what the likelihood makes of it."""
+    expected = parameters.shape[1:split]
+    with torch.no_grad(), poutine.block(), pyro.get_param_store().scope():
+        probe = copy.deepcopy(likelihood).to(parameters)(parameters, len(expected))
+    if split < 1 or probe.batch_shape != parameters.shape[:1] or probe.event_shape != expected:
+        raise ValueError(
+            f"likelihood: expected event shape {list(expected)} as from the decoder, got "
+            f"{list(probe.shape()[1:])}"
+        )
+    return tuple(expected)

@@ -1,0 +1,13 @@
+"""Plain networks, which know no Pyro and take any number of leading dimensions.
+
+Each maps ``[*, *in_shape]`` to ``[*, *out_shape]``, where ``*`` may stand for no dimension, a
+batch, plates or vectorised particles, and refuses another trailing shape with a ``ValueError``.
+"""
+
+from __future__ import annotations
+
+from pyrogen.nn.conv import ConvDecoder, ConvEncoder
+from pyrogen.nn.mlp import MLP
+from pyrogen.nn.one_hot import OneHot
+
+__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "OneHot"]
