@@ -1,0 +1,230 @@
+r"""Any ELBO, run as one compiled graph.
+
+A gradient step of stochastic variational inference minimises
+
+.. math:: \mathcal{L}(\theta, \phi) = -\mathbb{E}_{q_\phi(z|x)}[\log p_\theta(x, z) - \log q_\phi(z|x)],
+
+or a bound like it, whose estimate an ELBO of Pyro interprets site by site. :class:`Compiled` captures
+that estimate together with its gradient as one graph (:mod:`pyrogen.graph`) and runs the graph.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer import ELBO
+from pyro.poutine.runtime import _PYRO_STACK, effectful
+from torch import Tensor, nn
+
+from pyrogen.checks import check_pair, nonfinite_site
+from pyrogen.errors import NonFiniteError
+from pyrogen.graph import Captured
+
+__all__ = ["Compiled"]
+
+Program = Callable[..., Any]
+
+
+class Compiled(ELBO):  # type: ignore[misc]
+    r"""Runs ``elbo`` and its gradient as one compiled graph.
+
+    It stands wherever an ELBO stands: ``SVI(model, guide, optim, loss=Compiled(elbo))``, or
+    ``Compiled(elbo)(model, guide)`` as a module to be minimised by any torch optimiser. Loss, gradient
+    and noise are those of ``elbo`` under the same seed, to rounding. The first call with each shape
+    takes some seconds: it runs the pair once under Pyro's validation, then captures and compiles it.
+
+    Args:
+        elbo: any objective with Pyro's ELBO interface, in any number of particles (vectorise many:
+            a loop over particles is unrolled).
+        compile: ``False`` runs the captured graph operation by operation, to look for faults.
+
+    Raises:
+        GraphError: at the first call, if the structure of the programs depends on values.
+        ValueError: at the first call, if the sites of model and guide do not match.
+        NonFiniteError: if the loss is infinite or NaN, with the name of the site and the number of
+            this object's gradient steps so far.
+
+    Shapes: the loss is a scalar, in nats, summed over the data and scaled by plates as Pyro does.
+
+    Note:
+        The programs run uncompiled while a handler of the caller's surrounds the call (such as
+        ``poutine.trace``), because the handler must see every site.
+
+    References:
+        Ranganath, Gerrish, Blei, *Black Box Variational Inference*, 2014 (arXiv:1401.0118).
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro.infer import SVI, Trace_ELBO
+        >>> from pyro.infer.autoguide import AutoNormal
+        >>> def model(x):
+        ...     mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+        ...     with pyro.plate("data", len(x), dim=-1):
+        ...         pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+        >>> pyro.set_rng_seed(0)
+        >>> x = 3.0 + torch.randn(100)
+        >>> guide = AutoNormal(model)
+        >>> svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), loss=Compiled(Trace_ELBO()))
+        >>> losses = [svi.step(x) for _ in range(500)]
+        >>> abs(float(guide.median()["mean"]) - float(x.mean())) < 0.1
+        True
+    """
+
+    def __init__(self, elbo: ELBO, compile: bool = True) -> None:
+        if not isinstance(elbo, ELBO) or isinstance(elbo, Compiled):
+            raise TypeError(
+                f"Compiled: expected an ELBO such as Trace_ELBO(), got {type(elbo).__name__}"
+            )
+        super().__init__(num_particles=elbo.num_particles)
+        self.elbo = elbo
+        self.compile = compile
+        self._steps = 0
+        self._pairs: dict[tuple[int, int], _Pair] = {}
+
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Any:
+        """The estimate, without gradient, as a float (or what ``elbo`` returns in its place)."""
+        if _is_watched():
+            return self.elbo.loss(model, guide, *args, **kwargs)
+        pair = self._pair(model, guide)
+        return self._finite(pair, pair.loss(*args, **kwargs), args, kwargs)
+
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Any:
+        """The estimate as a float; its gradient is added to the ``grad`` of each parameter."""
+        if _is_watched():
+            return self.elbo.loss_and_grads(model, guide, *args, **kwargs)
+        pair = self._pair(model, guide)
+        loss, leaves, gradients = pair.loss_and_grads.value_and_grad(*args, **kwargs)
+        loss = self._finite(pair, loss, args, kwargs)
+        self._steps += 1
+        for leaf, gradient in zip(leaves, gradients):
+            leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
+        pair.announce(leaves)
+        return loss
+
+    def differentiable_loss(
+        self, model: Program, guide: Program, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """The estimate as a scalar tensor with a gradient (of first order)."""
+        if _is_watched():
+            return self.elbo.differentiable_loss(model, guide, *args, **kwargs)
+        pair = self._pair(model, guide)
+        if not torch.is_grad_enabled():
+            value = pair.loss(*args, **kwargs)
+            self._finite(pair, value, args, kwargs)
+            return torch.as_tensor(value)
+        value, leaves, gradients = pair.loss_and_grads.value_and_grad(*args, **kwargs)
+        self._finite(pair, value, args, kwargs)
+        self._steps += 1
+        return _WithGradient.apply(value, gradients, *leaves)
+
+    def _pair(self, model: Program, guide: Program) -> _Pair:
+        key = id(model), id(guide)
+        if key not in self._pairs:
+            self._pairs[key] = _Pair(copy.copy(self.elbo), model, guide, self.compile)
+        return self._pairs[key]
+
+    def _finite(
+        self, pair: _Pair, loss: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """``loss`` in Python numbers, or an error that names the site."""
+        parts = loss if isinstance(loss, tuple) else (loss,)
+        numbers = tuple(float(part) for part in parts)
+        if not all(map(math.isfinite, numbers)):
+            site = nonfinite_site(pair.model, pair.guide, args, kwargs)
+            where = f"site {site!r}" if site else "no single site (their sum)"
+            raise NonFiniteError(
+                f"step {self._steps}: the loss is {loss}; not finite at {where}. Look at the data "
+                "of that site, lower the learning rate, or bound its parameters",
+                site,
+                self._steps,
+            )
+        return numbers if isinstance(loss, tuple) else numbers[0]
+
+    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
+        return self.elbo._get_trace(model, guide, args, kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pairs": {}}  # graphs are made anew where they are needed
+
+
+@dataclass
+class _Pair:
+    """A model and a guide, with the graphs of their loss."""
+
+    elbo: ELBO  # a copy of its own: Pyro keeps the plate depth of one pair on the object
+    model: Program
+    guide: Program
+    compile: bool
+    loss: Captured = field(init=False)
+    loss_and_grads: Captured = field(init=False)
+    names: dict[int, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        modules = [part for part in (self.model, self.guide) if isinstance(part, nn.Module)]
+        for method in ("loss", "loss_and_grads"):
+            function = self._bound(getattr(self.elbo, method))
+            setattr(self, method, Captured(function, modules, self._prepare, self.compile))
+
+    def _bound(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: method(self.model, self.guide, *args, **kwargs)
+
+    def _prepare(self, *args: Any, **kwargs: Any) -> None:
+        """Runs the pair as Pyro does: creates lazy parameters and raises the user's errors."""
+        with poutine.block(), poutine.trace(param_only=True) as capture, torch.no_grad():
+            check_pair(self.model, self.guide, args, kwargs)
+            self.elbo.loss(self.model, self.guide, *args, **kwargs)
+        for name, site in capture.trace.nodes.items():
+            value = site["value"]
+            unconstrained = getattr(value, "unconstrained", None)
+            self.names[id(unconstrained() if unconstrained else value)] = name
+
+    def announce(self, leaves: Sequence[Tensor]) -> None:
+        """Sends the ``param`` messages of the program, by which ``SVI`` learns what to optimise."""
+        if not _PYRO_STACK:
+            return
+        for leaf in leaves:
+            name = self.names.get(id(leaf))
+            if name is not None:
+                value = leaf.detach()
+                value.unconstrained = weakref.ref(leaf)  # type: ignore[attr-defined]
+                effectful(_Constant(value), type="param")(name, name=name)
+
+
+@dataclass(frozen=True)
+class _Constant:
+    value: Tensor
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.value
+
+
+class _WithGradient(torch.autograd.Function):
+    """A loss whose gradient is already known."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: tuple[Tensor, ...], *leaves: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, scale: Tensor) -> tuple[Any, ...]:
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError("backward was called twice on a compiled loss; call the loss again")
+        # The usual scale is 1. Reading it is free on a CPU; elsewhere it would wait for the device.
+        if scale.device.type != "cpu" or float(scale) != 1.0:
+            gradients = tuple(torch._foreach_mul(gradients, scale))
+        return None, None, *gradients
+
+
+def _is_watched() -> bool:
+    """Whether a handler other than SVI's own search for parameters surrounds the call."""
+    return any(not getattr(handler, "param_only", False) for handler in _PYRO_STACK)
