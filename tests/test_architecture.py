@@ -7,16 +7,10 @@ from __future__ import annotations
 
 import ast
 import statistics
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-FOLDERS = {
-    "pyrogen": ROOT / "pyrogen",
-    "pyrogen.models": ROOT / "models",
-    "pyrogen.guides": ROOT / "guides",
-}
+from tests.modules import MODULES, ROOT
 
 BASE = {"errors", "checks"}
 BLOCKS = BASE | {"nn", "processes"}
@@ -40,15 +34,6 @@ MAY_IMPORT = {
 MAX_FILE, MEDIAN_FILE, MAX_FUNCTION = 600, 200, 80
 
 
-def module_files():
-    """Yields (module name, file) for every module; the longest prefix names the folder."""
-    for package, folder in FOLDERS.items():
-        for path in sorted(folder.rglob("*.py")):
-            parts = path.relative_to(folder).with_suffix("").parts
-            yield ".".join([package, *(part for part in parts if part != "__init__")]), path
-
-
-MODULES = dict(module_files())
 SOURCES = sorted(
     path
     for folder in ("pyrogen", "models", "guides", "tests", "examples", "benchmarks")

@@ -7,11 +7,11 @@ is left out if its first line is a comment ``# not executed: <reason>``, which t
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.modules import PARTS, ROOT
+
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(
     r"^(?P<indent> *)```(?:python|py)\n(?P<code>.*?)^ *```$", re.MULTILINE | re.DOTALL
@@ -57,3 +57,11 @@ def test_an_error_names_the_line_of_the_page():
 
 def test_a_mark_without_a_reason_is_no_mark():
     assert len(python_blocks("```python\n# not executed:\nx = 1\n```\n")) == 1
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_has_a_page_in_the_reference(part):
+    name = part.removeprefix("pyrogen.")
+    page = ROOT / "docs" / "reference" / f"{name}.md"
+    assert f".. automodule:: {part}\n" in page.read_text()
+    assert re.search(rf"^{name}$", (page.parent / "index.md").read_text(), re.MULTILINE)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import pkgutil
 import subprocess
 import sys
 
 import pytest
 
 import pyrogen
+from tests.modules import MODULES
 
-MODULES = ["pyrogen", *(m.name for m in pkgutil.walk_packages(pyrogen.__path__, "pyrogen."))]
 HEAVY = {"arviz", "matplotlib", "lightning_fabric", "torchsde", "torchdiffeq", "scipy", "sklearn"}
 
 # The third-party libraries are imported first: what they do to the state is not ours to answer for.
