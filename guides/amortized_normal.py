@@ -23,7 +23,7 @@ from pyrogen.checks import check_data
 __all__ = ["AmortizedNormal"]
 
 
-class AmortizedNormal(PyroModule):  # type: ignore[misc]
+class AmortizedNormal(PyroModule):
     """Guide for a site ``"z"`` in plate ``"data"``: one Gaussian for each datum, by a network.
 
     Args:
@@ -95,7 +95,8 @@ class AmortizedNormal(PyroModule):  # type: ignore[misc]
                 f"{list(data.shape)}, got {list(parameters.shape)}"
             )
         loc, raw = parameters.chunk(2, dim=-1)
-        return dist.Normal(loc, softplus(raw)).to_event(1)
+        posterior: TorchDistribution = dist.Normal(loc, softplus(raw)).to_event(1)
+        return posterior
 
     def forward(self, data: Tensor | None = None, num_samples: int | None = None) -> Tensor:
         """Samples ``"z"`` given data.

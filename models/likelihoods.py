@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 
-class Likelihood(PyroModule):  # type: ignore[misc]
+class Likelihood(PyroModule):
     """Base of the likelihoods; a new one defines :meth:`forward` and :meth:`supports`.
 
     Attributes:
@@ -103,7 +103,7 @@ class Bernoulli(Likelihood):
 
     def forward(self, parameters: Tensor, event_dim: int) -> TorchDistribution:
         """Returns ``Bernoulli(logits=parameters)``."""
-        return dist.Bernoulli(logits=parameters).to_event(event_dim)
+        return _join(dist.Bernoulli(logits=parameters), event_dim)
 
     def supports(self, data: Tensor, parameter_shape: Sequence[int]) -> tuple[Tensor, str]:
         """Zero and one."""
@@ -127,7 +127,7 @@ class ContinuousBernoulli(Likelihood):
 
     def forward(self, parameters: Tensor, event_dim: int) -> TorchDistribution:
         """Returns ``ContinuousBernoulli(logits=parameters)``."""
-        return extra.ContinuousBernoulli(parameters).to_event(event_dim)
+        return _join(extra.ContinuousBernoulli(parameters), event_dim)
 
     def supports(self, data: Tensor, parameter_shape: Sequence[int]) -> tuple[Tensor, str]:
         """The closed interval from 0 to 1."""
@@ -152,6 +152,7 @@ class Normal(Likelihood):
     """
 
     advice = "remove the others or mask the site"
+    scale: Any
 
     def __init__(self, scale: float | Tensor = 1.0, learned: bool = True) -> None:
         super().__init__()
@@ -167,7 +168,7 @@ class Normal(Likelihood):
 
     def forward(self, parameters: Tensor, event_dim: int) -> TorchDistribution:
         """Returns ``Normal(parameters, scale)``."""
-        return dist.Normal(parameters, self.scale).to_event(event_dim)
+        return _join(dist.Normal(parameters, self.scale), event_dim)
 
     def supports(self, data: Tensor, parameter_shape: Sequence[int]) -> tuple[Tensor, str]:
         """Every finite number."""
@@ -190,7 +191,7 @@ class Categorical(Likelihood):
 
     def forward(self, parameters: Tensor, event_dim: int) -> TorchDistribution:
         """Returns ``Categorical(logits=parameters)``."""
-        return dist.Categorical(logits=parameters).to_event(event_dim)
+        return _join(dist.Categorical(logits=parameters), event_dim)
 
     def supports(self, data: Tensor, parameter_shape: Sequence[int]) -> tuple[Tensor, str]:
         """The levels ``0..K-1``."""
@@ -213,6 +214,12 @@ LIKELIHOODS: dict[str, Callable[[], Likelihood]] = {
     "continuous_bernoulli": ContinuousBernoulli,
     "normal": Normal,
 }
+
+
+def _join(pixels: TorchDistribution, event_dim: int) -> TorchDistribution:
+    """Returns one distribution of events from independent ones of their elements."""
+    event: TorchDistribution = pixels.to_event(event_dim)
+    return event
 
 
 def as_likelihood(likelihood: str | Likelihood) -> Likelihood:

@@ -31,7 +31,7 @@ from pyrogen.models.likelihoods import Likelihood, as_likelihood
 __all__ = ["VAE"]
 
 
-class VAE(PyroModule):  # type: ignore[misc]
+class VAE(PyroModule):
     """Variational autoencoder, as a Pyro model with sites ``"z"`` and ``"x"`` in plate ``"data"``.
 
     The decoder is run once, on a copy, to learn the shape of an event.
@@ -97,7 +97,8 @@ class VAE(PyroModule):  # type: ignore[misc]
 
     def prior(self) -> TorchDistribution:
         """Returns the standard normal distribution of ``z``, event shape ``[latent_dim]``."""
-        return dist.Normal(self._zeros, self._ones).to_event(1)
+        prior: TorchDistribution = dist.Normal(self._zeros, self._ones).to_event(1)
+        return prior
 
     def decode(self, z: Tensor) -> TorchDistribution:
         """Returns the likelihood at ``z``.

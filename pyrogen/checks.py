@@ -103,9 +103,10 @@ def check_pair(
 
 
 def _latents(trace: poutine.Trace, auxiliary: bool = True) -> dict[str, dict[str, Any]]:
+    nodes: dict[str, Any] = trace.nodes
     return {
         name: site
-        for name, site in trace.nodes.items()
+        for name, site in nodes.items()
         if site["type"] == "sample"
         and not site["is_observed"]
         and not poutine.util.site_is_subsample(site)
@@ -119,11 +120,17 @@ def _check_site(name: str, expected: dict[str, Any], got: dict[str, Any]) -> Non
             f"site {name!r}: expected event shape {list(expected['fn'].event_shape)} as in the "
             f"model, got {list(got['fn'].event_shape)} in the guide"
         )
-    if not torch.equal(torch.as_tensor(expected["scale"]), torch.as_tensor(got["scale"])):
+    if not _same_scale(expected["scale"], got["scale"]):
         raise ValueError(
             f"site {name!r}: expected scale {expected['scale']} as in the model, got "
             f"{got['scale']} in the guide; give both the same beta (or poutine.scale)"
         )
+
+
+def _same_scale(one: Any, other: Any) -> bool:
+    """Compares numbers or tensors on any device, up to rounding to single precision."""
+    one, other = (torch.as_tensor(scale, dtype=torch.float64).cpu() for scale in (one, other))
+    return bool(torch.isclose(one, other, rtol=1e-6, atol=0.0).all())
 
 
 def nonfinite_site(
@@ -134,7 +141,8 @@ def nonfinite_site(
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     for trace in (guide_trace, model_trace):
-        for name, site in trace.nodes.items():
+        nodes: dict[str, Any] = trace.nodes
+        for name, site in nodes.items():
             if site["type"] == "sample" and not poutine.util.site_is_subsample(site):
                 density = site["fn"].log_prob(site["value"])
                 if not (_finite(site["value"]) and _finite(density)):

@@ -61,7 +61,7 @@ class ConvEncoder(nn.Module):
             conv = nn.Conv2d(fan_in, fan_out, kernel_size=3, stride=2, padding=1)
             layers += [_initialise(conv, 9 * fan_in, gain=2.0), activation()]
         features = (channels or self._image[:1])[-1] * math.prod(sizes[-1])
-        last = _initialise(nn.Linear(features, *self.out_shape), features, gain=1.0)
+        last = _initialise(nn.Linear(features, out_features), features, gain=1.0)
         self.layers = nn.Sequential(*layers, nn.Flatten(), last)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -13,11 +13,11 @@ __all__ = ["OneHot"]
 class OneHot(nn.Module):
     """Integer levels ``0..num_classes-1`` as indicator vectors in a new last dimension.
 
-    Stands before a network that reads categorical data.
+    Stands before a network that reads categorical data. The output has the dtype that the module
+    was converted to, as the parameters of a network have.
 
     Args:
         num_classes: number of levels.
-        dtype: dtype of the output; ``None`` means torch's default dtype when called.
 
     Raises:
         ValueError: if ``num_classes`` is not positive; on call, if the input is not of integers.
@@ -29,14 +29,16 @@ class OneHot(nn.Module):
                 [1., 0., 0.]])
     """
 
-    def __init__(self, num_classes: int, dtype: torch.dtype | None = None) -> None:
+    _zero: Tensor
+
+    def __init__(self, num_classes: int) -> None:
         super().__init__()
         (self.num_classes,) = as_shape(num_classes, "num_classes")
-        self.dtype = dtype
+        self.register_buffer("_zero", torch.zeros(()), persistent=False)
 
     def forward(self, levels: Tensor) -> Tensor:
         """Maps ``[*]`` to ``[*, num_classes]``."""
         if levels.is_floating_point() or levels.is_complex():
             raise ValueError(f"OneHot: expected integer levels, got {levels.dtype}; use .long()")
         classes = torch.arange(self.num_classes, device=levels.device)
-        return (levels.unsqueeze(-1) == classes).to(self.dtype or torch.get_default_dtype())
+        return (levels.unsqueeze(-1) == classes).to(self._zero.dtype)
