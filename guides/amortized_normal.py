@@ -88,10 +88,10 @@ class AmortizedNormal(PyroModule):
         """
         self._check(data)
         parameters = self.encoder(data)
-        batch = parameters.shape[:-1]
-        if parameters.shape[-1] != 2 * self.latent_dim or batch != data.shape[: len(batch)]:
+        batch, width = parameters.shape[:-1], 2 * self.latent_dim
+        if not batch or batch != data.shape[: len(batch)] or parameters.shape[-1] != width:
             raise ValueError(
-                f"encoder: expected output [*, {2 * self.latent_dim}] (2 * latent_dim) for data "
+                f"encoder: expected output [*, {width}] (2 * latent_dim) for data "
                 f"{list(data.shape)}, got {list(parameters.shape)}"
             )
         loc, raw = parameters.chunk(2, dim=-1)

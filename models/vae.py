@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
 
 import pyro
 import pyro.distributions as dist
@@ -87,8 +86,7 @@ class VAE(PyroModule):
         self.decoder = decoder
         self.likelihood = as_likelihood(likelihood)
         parameters = _probe(decoder, latent_dim)
-        split = parameters.dim() - self.likelihood.parameter_dim
-        self.event_shape = _event_shape(self.likelihood, parameters, split)
+        self.event_shape = _event_shape(self.likelihood, parameters)
         self._parameter_shape = tuple(parameters.shape[1:])
         self.likelihood.to(parameters)
         self.register_buffer("beta", parameters.new_tensor(beta))
@@ -131,10 +129,13 @@ class VAE(PyroModule):
             ValueError: if data have another dtype, event shape or values than the likelihood
                 scores, are empty or not finite; or if data and ``num_samples`` are both given.
         """
-        with pyro.plate("data", self._size(data, num_samples), dim=-1):
-            with poutine.scale(scale=self.beta):
-                z = pyro.sample("z", self.prior())
-            x: Tensor = pyro.sample("x", self.decode(z), obs=data)
+        plate = pyro.plate("data", self._size(data, num_samples), dim=-1)
+        with plate, poutine.scale(scale=self.beta):
+            z = pyro.sample("z", self.prior())
+        # Outside the plate, so that random weights of a Bayesian decoder serve all data.
+        likelihood = self.decode(z)
+        with plate:
+            x: Tensor = pyro.sample("x", likelihood, obs=data)
         return x
 
     def _size(self, data: Tensor | None, num_samples: int | None) -> int:
@@ -184,14 +185,25 @@ def _probe(decoder: nn.Module, latent_dim: int) -> Tensor:
     return parameters
 
 
-def _event_shape(likelihood: Likelihood, parameters: Tensor, split: int) -> Sequence[int]:
+def _event_shape(likelihood: Likelihood, parameters: Tensor) -> tuple[int, ...]:
     """Returns the shape of one event, checked against what the likelihood makes of it."""
-    expected = parameters.shape[1:split]
-    with torch.no_grad(), poutine.block(), pyro.get_param_store().scope():
-        probe = copy.deepcopy(likelihood).to(parameters)(parameters, len(expected))
-    if split < 1 or probe.batch_shape != parameters.shape[:1] or probe.event_shape != expected:
+    split = parameters.dim() - likelihood.parameter_dim
+    if split < 1:
         raise ValueError(
-            f"likelihood: expected event shape {list(expected)} as from the decoder, got "
-            f"{list(probe.shape()[1:])}"
+            f"decoder: expected output [2, *event_shape, K] for {type(likelihood).__name__}, got "
+            f"{list(parameters.shape)}"
+        )
+    expected = parameters.shape[1:split]
+    got: object
+    with torch.no_grad(), poutine.block(), pyro.get_param_store().scope():
+        try:
+            probe = copy.deepcopy(likelihood).to(parameters)(parameters, len(expected))
+            got = list(probe.shape()[1:])
+        except (RuntimeError, ValueError) as error:
+            got = f"an error: {error}"
+    if got != list(expected):
+        raise ValueError(
+            f"likelihood: expected one that makes events of shape {list(expected)} from the "
+            f"decoder's output {list(parameters.shape)}, got {got}"
         )
     return tuple(expected)

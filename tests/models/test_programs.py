@@ -20,6 +20,8 @@ from tests.registry_programs import LATENT, NUM_DATA, PROGRAMS
 # Relative rounding error of a sum of a few thousand double-precision terms.
 ROUNDING = 1e-12
 
+VECTORIZED = {"num_particles": 3, "vectorize_particles": True, "max_plate_nesting": 1}
+
 programs = pytest.mark.parametrize("make", PROGRAMS.values(), ids=PROGRAMS.keys())
 
 
@@ -108,10 +110,8 @@ def test_beta_is_annealed_in_place(make):
         Trace_ELBO,
         TraceMeanField_ELBO,
         partial(RenyiELBO, num_particles=2),
-        partial(Trace_ELBO, num_particles=3, vectorize_particles=True, max_plate_nesting=1),
-        partial(
-            TraceMeanField_ELBO, num_particles=3, vectorize_particles=True, max_plate_nesting=1
-        ),
+        partial(Trace_ELBO, **VECTORIZED),
+        partial(TraceMeanField_ELBO, **VECTORIZED),
     ],
     ids=["trace", "mean_field", "renyi", "vectorized", "mean_field_vectorized"],
 )
@@ -164,11 +164,8 @@ def test_an_outer_plate_groups_the_data(make):
         pyro.set_rng_seed(3)
         model, guide = partial(run, program.model), partial(run, program.guide)
         losses[name] = TraceMeanField_ELBO().loss(model, guide)
-        guide_trace = poutine.trace(guide).get_trace()
-        assert guide_trace.nodes["z"]["value"].shape == (
-            *data.shape[: 2 - (name == "flat")],
-            LATENT,
-        )
+        z = poutine.trace(guide).get_trace().nodes["z"]["value"]
+        assert z.shape == ((2, NUM_DATA, LATENT) if name == "grouped" else (2 * NUM_DATA, LATENT))
     assert losses["grouped"] == pytest.approx(losses["flat"], rel=ROUNDING)
 
 
