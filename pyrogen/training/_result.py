@@ -1,0 +1,120 @@
+"""What a run leaves: its history, and the programs it trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+__all__ = ["EpochEnd", "FitResult", "History"]
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True)
+class History:
+    """Losses in nats per datum, and what moved the parameters.
+
+    Attributes:
+        step_loss: training loss of each step, before its update; ``[steps]``.
+        learning_rate: learning rate of each step, of the first parameter group; ``[steps]``.
+        grad_norm: norm of the gradient of each step before clipping; ``[steps]``, or ``[0]`` if the
+            gradient was not clipped.
+        train_loss: mean training loss of each epoch, over its data; ``[epochs]``.
+        validation_loss: validation loss after each epoch; ``[epochs]``, NaN where there was none.
+    """
+
+    step_loss: Array
+    learning_rate: Array
+    grad_norm: Array
+    train_loss: Array
+    validation_loss: Array
+
+
+@dataclass
+class HistoryRecord:
+    """The history while it is being made."""
+
+    step_loss: list[float] = field(default_factory=list)
+    learning_rate: list[float] = field(default_factory=list)
+    grad_norm: list[float] = field(default_factory=list)
+    train_loss: list[float] = field(default_factory=list)
+    validation_loss: list[float] = field(default_factory=list)
+
+    def state(self) -> dict[str, Tensor]:
+        return {
+            name: torch.tensor(values, dtype=torch.float64) for name, values in vars(self).items()
+        }
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        for name, values in state.items():
+            setattr(self, name, values.tolist())
+
+    def frozen(self) -> History:
+        return History(**{name: np.asarray(v, np.float64) for name, v in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class EpochEnd:
+    """What ``on_epoch_end`` is told.
+
+    Attributes:
+        epoch: the epoch that has ended, counted from 0.
+        step: the steps taken so far.
+        train_loss: mean training loss of the epoch, in nats per datum.
+        validation_loss: validation loss, in nats per datum, or ``None`` if there was none.
+        learning_rate: learning rate of the epoch's last step.
+    """
+
+    epoch: int
+    step: int
+    train_loss: float
+    validation_loss: float | None
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """The outcome of :func:`pyrogen.training.fit`.
+
+    Attributes:
+        model: the model that was passed in, trained in place.
+        guide: the guide that was passed in, trained in place.
+        history: losses, learning rates and gradient norms as arrays.
+        num_epochs: epochs completed.
+        num_steps: optimisation steps taken.
+        best_epoch: the epoch of lowest validation loss, counted from 0, or ``None`` without
+            validation data.
+        stopped_early: whether ``patience`` ended the run. The parameters are then, as always with
+            ``patience``, those of ``best_epoch``.
+        ema: moving averages of the parameters by name, or ``None`` without ``ema_decay``.
+    """
+
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
+    history: History
+    num_epochs: int
+    num_steps: int
+    best_epoch: int | None
+    stopped_early: bool
+    ema: dict[str, Tensor] | None = field(repr=False)
+
+    @torch.no_grad()
+    def load_ema(self) -> None:
+        """Writes the averaged parameters into model and guide.
+
+        Raises:
+            ValueError: if no averages were kept.
+        """
+        if self.ema is None:
+            raise ValueError("expected moving averages, got none; pass ema_decay= to fit")
+        for prefix, program in (("model", self.model), ("guide", self.guide)):
+            if isinstance(program, nn.Module):
+                for name, parameter in program.named_parameters():
+                    average = self.ema.get(f"{prefix}.{name}")
+                    if average is not None:
+                        parameter.copy_(average)
