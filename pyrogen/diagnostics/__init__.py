@@ -1,0 +1,38 @@
+"""Results for ArviZ, and the numbers behind them.
+
+:func:`from_svi` and :func:`from_mcmc` gather a fit for ArviZ; :func:`psis_khat`,
+:func:`latent_report` and :func:`iwae_bound` say how good it is; :mod:`pyrogen.diagnostics.plots`
+shows it. All of them report the programs without their scales: a ``beta`` or a minibatch changes
+what is trained, not what is measured.
+"""
+
+from __future__ import annotations
+
+from pyrogen.diagnostics.bounds import iwae_bound
+from pyrogen.diagnostics.latent import latent_report
+from pyrogen.diagnostics.mcmc import from_mcmc
+from pyrogen.diagnostics.plots import (
+    plot_history,
+    plot_images,
+    plot_latent_space,
+    plot_reconstructions,
+)
+from pyrogen.diagnostics.psis import ParetoDiagnostic, psis_khat
+from pyrogen.diagnostics.report import LatentReport, LatentSite, PosteriorCollapseWarning
+from pyrogen.diagnostics.svi import from_svi
+
+__all__ = [
+    "LatentReport",
+    "LatentSite",
+    "ParetoDiagnostic",
+    "PosteriorCollapseWarning",
+    "from_mcmc",
+    "from_svi",
+    "iwae_bound",
+    "latent_report",
+    "plot_history",
+    "plot_images",
+    "plot_latent_space",
+    "plot_reconstructions",
+    "psis_khat",
+]
