@@ -8,8 +8,7 @@ With logit :math:`\eta` and :math:`y = \eta / 2` the density is
 ``torch.distributions.ContinuousBernoulli`` computes the normaliser from a probability that it keeps
 away from 0 and 1 and from differences that cancel near 1/2. In float32 its log-density is off by
 0.2 nats per dimension at logit 20 and by 1.3 nats at logit 60. Here the normaliser is a function of
-the logit: a series in :math:`y^2` where ``|y| < 1/2``, a form free of overflow and cancellation
-elsewhere.
+the logit: a series in :math:`y^2` near zero, a form free of overflow elsewhere.
 
 References:
     G. Loaiza-Ganem, J. P. Cunningham, *The continuous Bernoulli: fixing a pervasive error in
@@ -28,7 +27,7 @@ from torch.distributions import constraints
 
 __all__ = ["ContinuousBernoulli"]
 
-# log(sinh(y)/y) = sum_n c_n y^(2n); the first term left out is below 1e-14 for |y| < 1/2.
+# log(sinh(y)/y) = sum_n c_n y^(2n); its second derivative is exact to 2e-16 for |y| < 0.3.
 _SERIES = (
     1 / 6,
     -1 / 180,
@@ -39,7 +38,7 @@ _SERIES = (
     2 / 127702575,
     -3617 / 2605132530000,
 )
-_SERIES_RADIUS = 0.5
+_SERIES_RADIUS = 0.3
 
 
 class ContinuousBernoulli(TorchDistribution):
@@ -108,11 +107,11 @@ class ContinuousBernoulli(TorchDistribution):
         y = self.logits / 2
         small = y.abs() < _SERIES_RADIUS
         near = torch.where(small, y, 0.0)
-        far = torch.where(small, 1.0, y)
+        far = torch.where(small, 1.0, y.abs())
         terms = [2 * n * (2 * n - 1) * c for n, c in enumerate(_SERIES, 1)]
-        return 0.25 * torch.where(
-            small, _power_series(terms, near.square()), far.pow(-2) - far.sinh().pow(-2)
-        )
+        sinh_squared_inverse = 4 * torch.exp(-2 * far) / torch.expm1(-2 * far).square()
+        exact = far.pow(-2) - sinh_squared_inverse
+        return 0.25 * torch.where(small, _power_series(terms, near.square()), exact)
 
 
 def _power_series(coefficients: Sequence[float], x: Tensor) -> Tensor:
