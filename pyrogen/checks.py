@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from pyro import poutine
+from pyro import poutine, validation_enabled
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 
@@ -58,7 +58,7 @@ def check_data(
         raise ValueError(f"{name}: expected dtype {dtype}, got {data.dtype}; use .to({dtype})")
     if data.numel() == 0:
         raise ValueError(f"{name}: expected at least one datum, got shape {list(data.shape)}")
-    if is_validation_enabled() and data.is_floating_point() and not data.isfinite().all():
+    if is_validation_enabled() and not data.isfinite().all():
         bad = int((~data.isfinite()).sum())
         raise ValueError(
             f"{name}: expected finite values, got {bad} NaN or infinite among {data.numel()}; "
@@ -137,7 +137,17 @@ def nonfinite_site(
     model: Program, guide: Program, args: Sequence[Any] = (), kwargs: Mapping[str, Any] = {}
 ) -> str | None:
     """Runs guide and model once and names the first sample site whose value or log-density is
-    not finite, or returns ``None`` if there is none."""
+    not finite, or returns ``None`` if there is none.
+
+    Pyro's validation is off meanwhile: it would stop at the first fault without naming the site.
+    """
+    with torch.no_grad(), validation_enabled(False):
+        return _nonfinite_site(model, guide, args, kwargs)
+
+
+def _nonfinite_site(
+    model: Program, guide: Program, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> str | None:
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     for trace in (guide_trace, model_trace):
