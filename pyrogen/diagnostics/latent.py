@@ -60,9 +60,9 @@ def latent_report(
         model: a program with latent and observed sites inside the plate.
         guide: a program with the model's latent sites.
         *args: the data, and what else both programs take.
-        num_samples: number of draws, at least 2. Where a posterior mean is not known in closed form,
-            ``S`` draws measure the variance over ``N`` data of a collapsed unit with a standard
-            error of ``sqrt(2 / N) / S``.
+        num_samples: number of draws, at least 2. Where a posterior mean has no closed form, ``S``
+            draws measure the variance over ``N`` data of a collapsed unit with a standard error
+            of ``sqrt(2 / N) / S``.
         plate: name of the plate over the data.
         **kwargs: passed to both.
 

@@ -17,10 +17,11 @@ from pyrogen.diagnostics._record import to_numpy
 
 __all__ = ["plot_history", "plot_images", "plot_latent_space", "plot_reconstructions"]
 
-# Paul Tol's "muted" scheme, which stays distinct for all kinds of colour vision.
+# Paul Tol's "muted" scheme, which stays distinct for all kinds of colour vision; black for its
+# grey, which deuteranopes see as the third.
 _COLOURS = (
     "#332288", "#88ccee", "#44aa99", "#117733", "#999933",
-    "#ddcc77", "#cc6677", "#882255", "#aa4499", "#999999",
+    "#ddcc77", "#cc6677", "#882255", "#aa4499", "#000000",
 )  # fmt: skip
 _INK = "#333333"
 

@@ -141,14 +141,9 @@ def _check_random(guide_trace: poutine.Trace) -> None:
 
 def _log_weights(pair: Pair, plates: list[str], num_samples: int) -> tuple[Tensor, float]:
     """Log-weights ``[*plates, num_samples]`` and the size of their rounding error."""
-    weights, largest = [], 0.0
-    for _ in range(num_samples):
-        model_trace, guide_trace = pair.draw()
-        weights.append(log_weight(model_trace, guide_trace, plates))
-        largest = max(largest, float(total_log_prob(model_trace).abs()))
-    stacked = torch.stack(weights, dim=-1)
-    elements = max(1, stacked[..., 0].numel())
-    return stacked, 64 * torch.finfo(stacked.dtype).eps * (1 + largest / elements)
+    weights = torch.stack([log_weight(*pair.draw(), plates) for _ in range(num_samples)], dim=-1)
+    size = float(total_log_prob(pair.first[0]).abs()) / weights[..., 0].numel()
+    return weights, 64 * torch.finfo(weights.dtype).eps * (1 + size)
 
 
 def _shapes(log_weights: Tensor, rounding: float) -> NDArray[np.float64]:
