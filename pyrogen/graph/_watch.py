@@ -1,0 +1,205 @@
+"""What is forbidden to a program while it is recorded, and what is answered in its place."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+from pyro.infer.util import Dice
+from pyro.poutine.messenger import Messenger
+from pyro.util import warn_if_inf, warn_if_nan
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from pyrogen.errors import GraphError
+
+__all__ = ["Watch", "explain", "refuse_dynamic_shapes"]
+
+
+class Watch(TorchFunctionMode):
+    """Watches torch's functions while a program is recorded.
+
+    It keeps, for every tensor, the names of the sites and arguments it was computed from, so that a
+    forbidden read can name them; collects ``backward`` calls instead of running them; and lets
+    Pyro's objectives take the value of their own loss, as a tensor.
+    """
+
+    def __init__(self, inputs: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.objectives: list[Tensor] = []
+        self.sites = _NameSites(self)
+        self._origins: dict[int, frozenset[str]] = {}
+        self._alive: list[Tensor] = []  # so that no id is used twice
+        for i, tensor in enumerate(inputs):
+            self.name(tensor, f"tensor argument {i}")
+
+    def name(self, tensor: Tensor, name: str) -> None:
+        self._alive.append(tensor)
+        self._origins[id(tensor)] = frozenset([name])
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is Tensor.backward:
+            self.objectives.append(args[0])
+            return None
+        if func is Tensor.register_hook and _called_from(_WARNINGS):
+            return None
+        caller = sys._getframe(1)
+        if func in _READS:
+            return self._read(func, args, kwargs, caller)
+        if func is Tensor.masked_select and caller.f_code is _DICE:
+            return torch.where(args[1], args[0], 0)
+        if func in _DYNAMIC or (func is Tensor.__getitem__ and _has_mask(args[1])):
+            raise GraphError(self._message("the shape of a tensor", args))
+        result = func(*args, **kwargs)
+        self._inherit(result, args, kwargs)
+        return result
+
+    def _inherit(self, result: Any, args: Any, kwargs: Any) -> None:
+        outputs = [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor)]
+        if outputs:
+            origin = self._origin((args, kwargs))
+            for output in outputs:
+                self._alive.append(output)
+                self._origins.setdefault(id(output), origin)
+
+    def _origin(self, values: Any) -> frozenset[str]:
+        tensors = (x for x in pytree.tree_leaves(values) if isinstance(x, Tensor))
+        return frozenset().union(*(self._origins.get(id(x), frozenset()) for x in tensors))
+
+    def _read(self, func: Any, args: tuple[Any, ...], kwargs: Any, frame: Any) -> Any:
+        """A tensor's value is wanted in Python: allowed to Pyro's objectives and to constants."""
+        if frame.f_code in _ANSWERS:
+            return _ANSWERS[frame.f_code]
+        if func is Tensor.item and _is_objective(frame.f_globals.get("__name__", "")):
+            return args[0].detach()
+        tensors = [x for x in args if isinstance(x, Tensor)]
+        made_here = all(id(x) in self._origins and not x.requires_grad for x in tensors)
+        if not made_here or self._origin(args):
+            raise GraphError(self._message("a Python value", args))
+        try:
+            return func(*args, **kwargs)
+        except RuntimeError as error:
+            raise GraphError(self._message("a Python value", args)) from error
+
+    def _message(self, what: str, args: tuple[Any, ...]) -> str:
+        origin = ", ".join(sorted(self._origin(args)))
+        frame = _user_frame()
+        return explain(
+            what,
+            f"{origin or 'a parameter, a buffer or an unnamed random number'} "
+            f"({frame.f_code.co_filename}:{frame.f_lineno})",
+        )
+
+
+class _NameSites(Messenger):  # type: ignore[misc]
+    """Tells a :class:`Watch` which tensors are the values of sample sites."""
+
+    def __init__(self, watch: Watch) -> None:
+        super().__init__()
+        self._watch = watch
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if isinstance(msg["value"], Tensor):
+            self._watch.name(msg["value"], f"site {msg['name']!r}")
+
+
+_READS = {
+    Tensor.item,
+    Tensor.tolist,
+    Tensor.numpy,
+    Tensor.__bool__,
+    Tensor.__int__,
+    Tensor.__float__,
+    Tensor.__index__,
+    Tensor.__array__,
+    Tensor.__contains__,
+    Tensor.equal,
+    Tensor.allclose,
+    torch.equal,
+    torch.allclose,
+    torch.is_nonzero,
+}
+_DYNAMIC = {
+    torch.nonzero,
+    torch.argwhere,
+    torch.masked_select,
+    torch.unique,
+    torch.unique_consecutive,
+    torch.bincount,
+    Tensor.nonzero,
+    Tensor.argwhere,
+    Tensor.masked_select,
+    Tensor.unique,
+    Tensor.unique_consecutive,
+    Tensor.bincount,
+}
+# Pyro looks for NaN in its losses, whatever the validation flags say.
+_WARNINGS = {warn_if_nan.__code__, warn_if_inf.__code__}
+# Pyro's expectation over enumerated sites leaves out terms of probability zero, whose cost may be
+# infinite; in a graph their probability and cost become zero instead.
+_DICE = Dice.compute_expectation.__code__
+# What the code of torch and Pyro is told when it asks for a truth value: there is no NaN, the values
+# that an instance insists on validating are valid, and there may be terms of probability zero.
+_ANSWERS = {
+    **dict.fromkeys(_WARNINGS, False),
+    torch.distributions.Distribution.__init__.__code__: True,
+    torch.distributions.Distribution._validate_sample.__code__: True,
+    _DICE: False,
+}
+
+
+def explain(what: str, origin: str) -> str:
+    return (
+        f"the structure of the program depends on {what} that differs from call to call, computed "
+        f"from {origin}; expected static structure. Use tensor operations instead (torch.where, "
+        "poutine.mask), or run it uncompiled (compile=False, or the objective without Compiled)"
+    )
+
+
+def _is_objective(module: str) -> bool:
+    return module.startswith(("pyro.infer.", "pyrogen.losses"))
+
+
+def _called_from(codes: set[CodeType], depth: int = 5) -> bool:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and depth:
+        if frame.f_code in codes:
+            return True
+        frame, depth = frame.f_back, depth - 1
+    return False
+
+
+def _has_mask(index: Any) -> bool:
+    parts = index if isinstance(index, tuple) else (index,)
+    return any(isinstance(x, Tensor) and x.dtype in (torch.bool, torch.uint8) for x in parts)
+
+
+def _user_frame() -> Any:
+    """The innermost frame outside of torch, Pyro and this module."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(
+        ("torch.", "pyro.", __name__)
+    ):
+        frame = frame.f_back
+    return frame
+
+
+def refuse_dynamic_shapes(module: torch.fx.GraphModule) -> None:
+    """Catches by its tag what went past the watch: operations whose output shape depends on values."""
+    for node in module.graph.nodes:
+        tags = getattr(node.target, "tags", ())
+        if (
+            torch.Tag.dynamic_output_shape in tags
+            and node.target is not torch.ops.aten.index.Tensor
+        ):
+            raise GraphError(
+                f"the program uses {node.target}, whose output shape depends on values; expected "
+                "static shapes. Use a fixed-size operation, or run it uncompiled"
+            )
