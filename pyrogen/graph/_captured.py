@@ -65,8 +65,8 @@ class Captured:
     Args:
         function: takes and returns (nested) tensors; it may run Pyro programs. What it calls
             ``backward`` on is what :meth:`value_and_grad` differentiates, else its one output is.
-        modules: modules whose parameters, buffers and plain attributes the function reads. A tensor
-            that belongs to none of them, nor to Pyro's parameter store, is kept as the object it is.
+        modules: modules whose parameters, buffers and plain attributes the function reads. Tensors
+            of none of them, nor of Pyro's parameter store, are kept as the objects they are.
         prepare: called with the arguments before each capture, uncompiled, with validation as it is
             set: creates lazy parameters, raises the user's errors. Its randomness is put back.
         compile: run the graph by TorchInductor (else operation by operation).

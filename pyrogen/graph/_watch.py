@@ -145,7 +145,7 @@ _WARNINGS = {warn_if_nan.__code__, warn_if_inf.__code__}
 # Pyro's expectation over enumerated sites leaves out terms of probability zero, whose cost may be
 # infinite; in a graph their probability and cost become zero instead.
 _DICE = Dice.compute_expectation.__code__
-# What the code of torch and Pyro is told when it asks for a truth value: there is no NaN, the values
+# What code of torch and Pyro is told when it asks for a truth value: there is no NaN, the values
 # that an instance insists on validating are valid, and there may be terms of probability zero.
 _ANSWERS = {
     **dict.fromkeys(_WARNINGS, False),
@@ -192,14 +192,9 @@ def _user_frame() -> Any:
 
 
 def refuse_dynamic_shapes(module: torch.fx.GraphModule) -> None:
-    """Catches by its tag what went past the watch: operations whose output shape depends on values."""
+    """Catches by their tag what went past the watch: operations of value-dependent shape."""
     for node in module.graph.nodes:
         tags = getattr(node.target, "tags", ())
-        if (
-            torch.Tag.dynamic_output_shape in tags
-            and node.target is not torch.ops.aten.index.Tensor
-        ):
-            raise GraphError(
-                f"the program uses {node.target}, whose output shape depends on values; expected "
-                "static shapes. Use a fixed-size operation, or run it uncompiled"
-            )
+        indexing = node.target is torch.ops.aten.index.Tensor  # dynamic by a mask only
+        if torch.Tag.dynamic_output_shape in tags and not indexing:
+            raise GraphError(explain("the shape of a tensor", f"the operation {node.target}"))

@@ -2,10 +2,11 @@ r"""Any ELBO, run as one compiled graph.
 
 A gradient step of stochastic variational inference minimises
 
-.. math:: \mathcal{L}(\theta, \phi) = -\mathbb{E}_{q_\phi(z|x)}[\log p_\theta(x, z) - \log q_\phi(z|x)],
+.. math:: \mathcal{L}(\theta, \phi)
+   = -\mathbb{E}_{q_\phi(z|x)}[\log p_\theta(x, z) - \log q_\phi(z|x)],
 
-or a bound like it, whose estimate an ELBO of Pyro interprets site by site. :class:`Compiled` captures
-that estimate together with its gradient as one graph (:mod:`pyrogen.graph`) and runs the graph.
+or a bound like it, whose estimate an ELBO of Pyro interprets site by site. :class:`Compiled`
+captures that estimate and its gradient as one graph (:mod:`pyrogen.graph`) and runs the graph.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ class Compiled(ELBO):  # type: ignore[misc]
     r"""Runs ``elbo`` and its gradient as one compiled graph.
 
     It stands wherever an ELBO stands: ``SVI(model, guide, optim, loss=Compiled(elbo))``, or
-    ``Compiled(elbo)(model, guide)`` as a module to be minimised by any torch optimiser. Loss, gradient
-    and noise are those of ``elbo`` under the same seed, to rounding. The first call with each shape
-    takes some seconds: it runs the pair once under Pyro's validation, then captures and compiles it.
+    ``Compiled(elbo)(model, guide)`` as a module to be minimised by any torch optimiser. Loss,
+    gradient and noise are those of ``elbo`` under the same seed, to rounding. The first call with
+    each shape takes some seconds: it runs the pair under Pyro's validation, captures and compiles.
 
     Args:
         elbo: any objective with Pyro's ELBO interface, in any number of particles (vectorise many:
@@ -103,7 +104,7 @@ class Compiled(ELBO):  # type: ignore[misc]
         loss, leaves, gradients = pair.loss_and_grads.value_and_grad(*args, **kwargs)
         loss = self._finite(pair, loss, args, kwargs)
         self._steps += 1
-        for leaf, gradient in zip(leaves, gradients):
+        for leaf, gradient in zip(leaves, gradients, strict=True):
             leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
         pair.announce(leaves)
         return loss
