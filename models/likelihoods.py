@@ -36,6 +36,18 @@ class Likelihood(PyroModule):
     Attributes:
         parameter_dim: number of dimensions that the parameters have beyond those of the event.
         advice: what to do with data that the likelihood cannot score.
+
+    Example:
+        >>> import torch
+        >>> import pyro.distributions as dist
+        >>> class Laplace(Likelihood):
+        ...     def forward(self, parameters, event_dim):
+        ...         return dist.Laplace(parameters, 1.0).to_event(event_dim)
+        ...
+        ...     def supports(self, data, parameter_shape):
+        ...         return data.isfinite(), "finite values"
+        >>> Laplace()(torch.zeros(5, 3), event_dim=1).event_shape
+        torch.Size([3])
     """
 
     parameter_dim: int = 0

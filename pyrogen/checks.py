@@ -78,8 +78,20 @@ def check_pair(
     Raises:
         ValueError: if a latent site stands in one of them only, or differs in event shape or in
             ``poutine.scale`` between the two (a scale on one side alone is no weight on the KL).
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model():
+        ...     pyro.sample("z", dist.Normal(0.0, 1.0))
+        >>> def guide():
+        ...     pyro.sample("w", dist.Normal(0.0, 1.0))
+        >>> check_pair(model, guide)
+        Traceback (most recent call last):
+        ...
+        ValueError: the guide must sample the model's latent sites: expected ['z'], got ['w']; \
+only in the model: ['z'], only in the guide: ['w']
     """
-    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    guide_trace = _guide_trace(model, guide, args, kwargs)
     with poutine.block():
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(
             *args, **kwargs
@@ -100,6 +112,19 @@ def check_pair(
     for name, site in expected.items():
         _check_site(name, site, proposed[name])
     return model_trace, guide_trace
+
+
+def _guide_trace(
+    model: Program, guide: Program, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> poutine.Trace:
+    try:
+        return poutine.trace(guide).get_trace(*args, **kwargs)
+    except RuntimeError:
+        # A network of the guide may choke on data of a wrong shape or dtype. The model knows what
+        # its data look like and says so; where it has no objection, the fault is the guide's.
+        with poutine.block():
+            model(*args, **kwargs)
+        raise
 
 
 def _latents(trace: poutine.Trace, auxiliary: bool = True) -> dict[str, dict[str, Any]]:
@@ -140,6 +165,13 @@ def nonfinite_site(
     not finite, or returns ``None`` if there is none.
 
     Pyro's validation is off meanwhile: it would stop at the first fault without naming the site.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+        >>> nonfinite_site(model, lambda x: None, (torch.tensor(float("nan")),))
+        'x'
     """
     with torch.no_grad(), validation_enabled(False):
         return _nonfinite_site(model, guide, args, kwargs)

@@ -181,6 +181,23 @@ def test_a_scale_may_be_a_number_on_one_side_and_a_tensor_on_the_other():
         check_pair(poutine.scale(model, 0.1), guide)
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (torch.zeros(3, 5), r"expected shape \[\*, 4\].*got \[3, 5\]"),
+        (torch.zeros(3, 4, dtype=torch.int64), r"expected dtype torch.float32, got torch.int64"),
+    ],
+)
+def test_the_model_explains_what_a_plain_encoder_chokes_on(data, message):
+    with pytest.raises(ValueError, match=message):
+        check_pair(MODEL, AmortizedNormal(nn.Linear(4, 4), 2), (data,))
+
+
+def test_a_fault_of_the_guides_network_is_passed_on():
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        check_pair(MODEL, AmortizedNormal(nn.Linear(5, 4), 2), (torch.zeros(3, 4),))
+
+
 def test_event_shapes_must_be_the_same():
     with pytest.raises(ValueError, match=r"site 'a': expected event shape \[2\].*got \[3\]"):
         check_pair(sampler("a", (2,)), sampler("a", (3,)))

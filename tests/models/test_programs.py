@@ -15,6 +15,7 @@ from pyro.infer import SVI, Predictive, RenyiELBO, Trace_ELBO, TraceMeanField_EL
 from pyro.optim import Adam
 
 from pyrogen.checks import check_pair
+from pyrogen.losses import Compiled
 from tests.registry_programs import LATENT, NUM_DATA, PROGRAMS
 
 # Relative rounding error of a sum of a few thousand double-precision terms.
@@ -123,6 +124,27 @@ def test_gradients_reach_every_parameter(make, make_elbo, local_params):
             assert parameter.grad is not None, name
             assert parameter.grad.any(), name
             assert parameter.grad.isfinite().all(), name
+
+
+@programs
+def test_captured_losses_equal_pyros_under_the_same_noise(make):
+    program = make(beta=0.5).double()
+    parts = program.model, program.guide
+    elbo = TraceMeanField_ELBO()
+    results = {}
+    captured = Compiled(elbo, compile=False)
+    for beta in (0.5, 2.0):  # changed in place: the graph reads it at every call
+        for part in parts:
+            part.beta.fill_(beta)
+        for name, loss in {"pyro": elbo, "captured": captured}.items():
+            pyro.set_rng_seed(1)
+            for part in parts:
+                part.zero_grad()
+            value = loss.loss_and_grads(*parts, program.data)
+            gradient = torch.cat([p.grad.flatten() for part in parts for p in part.parameters()])
+            results[name, beta] = value, gradient
+        torch.testing.assert_close(results["captured", beta], results["pyro", beta])
+    assert results["pyro", 0.5][0] != results["pyro", 2.0][0]
 
 
 @programs
