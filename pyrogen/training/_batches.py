@@ -164,7 +164,8 @@ def make_batches(
     if isinstance(data, Tensor | tuple):
         tensors = as_tensors(data, name)
         return TensorBatches(tensors, shard, batch_size=batch_size, seed=seed, shuffle=shuffle)
-    if isinstance(data, str | dict) or not isinstance(data, Iterable):
+    is_array = isinstance(data, str | dict) or hasattr(data, "__array__")
+    if is_array or not isinstance(data, Iterable):
         raise ValueError(
             f"{name}: expected a Tensor, a tuple of Tensors or a DataLoader, got "
             f"{type(data).__name__}; convert with torch.as_tensor"

@@ -34,8 +34,8 @@ def start_fabric(accelerator: str, devices: Any, strategy: Any, precision: Any) 
         )
     with _unchanged_globals():
         try:
-            from lightning_fabric import Fabric  # noqa: PLC0415
-            from lightning_fabric.strategies import (  # noqa: PLC0415
+            from lightning_fabric import Fabric
+            from lightning_fabric.strategies import (
                 DDPStrategy,
                 SingleDeviceStrategy,
             )

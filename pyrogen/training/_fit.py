@@ -14,7 +14,7 @@ length estimates the same objective, and so does the mean over processes.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyrogen.training._batches import Batches, Shard, make_batches
+from pyrogen.training._batches import Shard, make_batches
 from pyrogen.training._checkpoint import CheckpointDirectory
 from pyrogen.training._engine import local_parameters, start_fabric, training_mode
 from pyrogen.training._loop import Loop
@@ -205,7 +205,7 @@ def _run(
     precision: str,
 ) -> FitResult:
     """One process's part of :func:`fit`."""
-    seed = fabric.broadcast(draw_seed())
+    seed, initial_seed = fabric.broadcast((draw_seed(), torch.initial_seed()))
     shard = Shard(fabric.device, fabric.global_rank, fabric.world_size)
     options = {"batch_size": settings.batch_size, "seed": seed}
     batches = make_batches(data, "data", shard, shuffle=settings.shuffle, **options)
@@ -215,26 +215,26 @@ def _run(
             validation_data, "validation_data", shard, shuffle=False, **options
         )
     programs = Programs(model, guide, fabric)
-    module = fabric.to_device(loss(model, guide))
+    module = fabric.strategy.precision.convert_module(fabric.to_device(loss(model, guide)))
     programs.check_parameters(module, batches.example().args)
     if validation is not None:
         programs.num_data(validation.example().args)
     loop = Loop(fabric, programs, module, settings, batches=batches, validation=validation)
     if fabric.global_rank > 0:
         seed_generators(fabric.device, TRAINING_NOISE + seed + fabric.global_rank)
-    return loop.run(_checkpoints(loop, settings, batches, loss=loss, precision=precision))
+    facts = {"loss": _describe(loss), "seed": initial_seed, "precision": precision}
+    return loop.run(_checkpoints(loop, settings, {**batches.describe(), **facts}))
 
 
 def _checkpoints(
-    loop: Loop, settings: Settings, batches: Batches, *, loss: ELBO, precision: str
+    loop: Loop, settings: Settings, facts: Mapping[str, Any]
 ) -> CheckpointDirectory | None:
     """Opens the directory of checkpoints, and continues the run that it holds."""
     if settings.checkpoint_dir is None:
         return None
     config = {
-        **batches.describe(),
+        **facts,
         "parameters": _shapes(loop.module),
-        "loss": _describe(loss),
         "optimizer": _describe_optimizer(loop.optimizer),
         "scheduler": _describe_scheduler(loop.scheduler, settings.scheduler_interval),
         "validate_every": settings.validate_every,
@@ -242,10 +242,8 @@ def _checkpoints(
         "min_delta": settings.min_delta,
         "clip_norm": settings.clip_norm,
         "ema_decay": settings.ema_decay,
-        "seed": torch.initial_seed(),
         "processes": loop.fabric.world_size,
         "device": loop.fabric.device.type,
-        "precision": precision,
     }
     checkpoints = CheckpointDirectory(settings.checkpoint_dir, config)
     if not settings.resume:
@@ -269,12 +267,12 @@ def _describe(loss: ELBO) -> dict[str, Any]:
     return {"class": type(loss).__name__, **options}
 
 
-def _describe_optimizer(optimizer: Any) -> dict[str, Any]:
+def _describe_optimizer(optimizer: Optimizer) -> dict[str, Any]:
     groups = [
         {name: repr(value) for name, value in group.items() if name != "params"}
         for group in optimizer.param_groups
     ]
-    return {"class": type(optimizer.optimizer).__name__, "groups": groups}
+    return {"class": type(optimizer).__name__, "groups": groups}
 
 
 def _describe_scheduler(scheduler: LRScheduler | None, interval: str) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pyrogen.training._averaging import MovingAverage, copy_parameters
@@ -55,13 +56,16 @@ class Loop:
         self._batches = batches
         self._validation = validation
         self.module = module
-        self._forward = fabric.setup_module(module)
+        # Alone and in the programs' own precision, Fabric's wrappers add nothing but time: 0.05 ms.
+        self._wrapped = fabric.world_size > 1 or fabric.strategy.precision.precision != "32-true"
+        self._forward = fabric.setup_module(module) if self._wrapped else module
         trained = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
         self._names = [name for name, _ in trained]
         self._parameters = [parameter for _, parameter in trained]
-        optimizer = settings.optimizer(self._parameters)
-        self.optimizer: Any = fabric.setup_optimizers(optimizer)
-        self.scheduler: LRScheduler | None = settings.scheduler and settings.scheduler(optimizer)
+        self.optimizer = settings.optimizer(self._parameters)
+        self.scheduler: LRScheduler | None = None
+        if settings.scheduler is not None:
+            self.scheduler = settings.scheduler(self.optimizer)
         self._ema = (
             None
             if settings.ema_decay is None
@@ -123,7 +127,10 @@ class Loop:
         value, stop, save = self._agree(loss)
         if not math.isfinite(value):
             raise self._programs.nonfinite("the loss", batch.args, self._step)
-        self.fabric.backward(loss)
+        if self._wrapped:
+            self.fabric.backward(loss)
+        else:
+            loss.backward()
         self._clip(batch)
         self._history.step_loss.append(value)
         self._history.learning_rate.append(float(self.optimizer.param_groups[0]["lr"]))
@@ -156,13 +163,7 @@ class Loop:
     def _clip(self, batch: Batch) -> None:
         if self._settings.clip_norm is None:
             return
-        total: Any = self.fabric.clip_gradients(
-            self._forward,
-            self.optimizer,
-            max_norm=self._settings.clip_norm,
-            error_if_nonfinite=False,
-        )
-        norm = float(total)
+        norm = float(clip_grad_norm_(self._parameters, self._settings.clip_norm))
         if not math.isfinite(norm):
             raise self._programs.nonfinite("the norm of the gradient", batch.args, self._step)
         self._history.grad_norm.append(norm)
@@ -309,10 +310,9 @@ class Loop:
 
     def _gather(self, value: Tensor) -> Tensor:
         """The tensors of all processes, stacked."""
-        if self.fabric.world_size == 1:
-            return value[None]
-        gathered: Any = self.fabric.all_gather(value)
-        return torch.as_tensor(gathered).cpu()
+        rows = value.new_zeros(self.fabric.world_size, *value.shape)
+        rows[self.fabric.global_rank] = value
+        return rows if self.fabric.world_size == 1 else self._reduce(rows).cpu()
 
     def _reduce(self, value: Tensor) -> Tensor:
         """The sum over all processes."""

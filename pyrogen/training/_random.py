@@ -46,6 +46,7 @@ def get_rng_states(device: torch.device) -> dict[str, Tensor]:
 
 def set_rng_states(states: Mapping[str, Tensor], device: torch.device) -> None:
     """Puts back what :func:`get_rng_states` returned."""
-    torch.set_rng_state(states["cpu"].cpu())
+    # Cloned: torch 2.13 crashes on a state that is a view into a larger tensor.
+    torch.set_rng_state(states["cpu"].cpu().clone())
     if device.type == "cuda":
-        torch.cuda.set_rng_state(states["cuda"].cpu(), device)
+        torch.cuda.set_rng_state(states["cuda"].cpu().clone(), device)
