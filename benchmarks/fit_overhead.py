@@ -2,8 +2,9 @@
 
 Both train a VAE 784-64-20 with fused Adam on batches of 128. The bare loop walks through views of
 the data and does nothing but zero the gradient, compute the loss, go backward and step; fit also
-shuffles, gathers its batches, divides, checks and records each loss. They take turns in one process. A step is timed from one
-update of the optimizer to the next, and the figure is the ratio of the medians over all steps.
+shuffles, gathers its batches, divides, checks and records each loss. They take turns in one
+process. A step is timed from one update of the optimizer to the next, and the figure is the ratio
+of the medians over all steps.
 
 Run: ``python benchmarks/fit_overhead.py``
 """

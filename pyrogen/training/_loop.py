@@ -119,11 +119,7 @@ class Loop:
 
     def _train_step(self, batch: Batch) -> tuple[float, bool, bool]:
         self.optimizer.zero_grad()
-        try:
-            loss = self._loss(batch)
-        except (ValueError, ArithmeticError) as error:
-            self._explain(error, batch)
-            raise
+        loss = self._loss(batch, "the loss")
         value, stop, save = self._agree(loss)
         if not math.isfinite(value):
             raise self._programs.nonfinite("the loss", batch.args, self._step)
@@ -141,10 +137,14 @@ class Loop:
             self.scheduler.step()
         return value, stop, save
 
-    def _loss(self, batch: Batch) -> Tensor:
+    def _loss(self, batch: Batch, what: str) -> Tensor:
         """The loss in nats per datum of the whole batch, such that its mean over the processes is
         that of the batch: divided by what it stands for, and weighted by this process's share."""
-        loss: Tensor = self._forward(*batch.args)
+        try:
+            loss: Tensor = self._forward(*batch.args)
+        except (ValueError, ArithmeticError) as error:
+            self._explain(error, batch, what)
+            raise
         num_data = self._programs.num_data(batch.args)
         if self.fabric.world_size == 1:
             return loss / num_data
@@ -168,12 +168,12 @@ class Loop:
             raise self._programs.nonfinite("the norm of the gradient", batch.args, self._step)
         self._history.grad_norm.append(norm)
 
-    def _explain(self, error: Exception, batch: Batch) -> None:
+    def _explain(self, error: Exception, batch: Batch, what: str) -> None:
         """Names step and site where a program fails because a parameter is not finite."""
         if isinstance(error, ArithmeticError) or not all(
             bool(parameter.isfinite().all()) for parameter in self._parameters
         ):
-            raise self._programs.nonfinite("the loss", batch.args, self._step) from error
+            raise self._programs.nonfinite(what, batch.args, self._step) from error
 
     def _end_epoch(self) -> None:
         train_loss = self._loss_sum / self._loss_count
@@ -218,13 +218,14 @@ class Loop:
             nullcontext() if self._ema is None else self._ema.swapped(),
         ):
             for batch in self._validation.epoch(0):
-                total += float(self._loss(batch)) * batch.num_data
+                value = float(self._loss(batch, "the validation loss"))
+                if not math.isfinite(value):
+                    raise self._programs.nonfinite("the validation loss", batch.args, self._step)
+                total += value * batch.num_data
                 count += batch.num_data
         if self.fabric.world_size > 1:
             sums = torch.tensor(total, dtype=torch.float64, device=self.fabric.device)
             total = float(self._reduce(sums)) / self.fabric.world_size
-        if not math.isfinite(total):
-            raise self._programs.nonfinite("the validation loss", batch.args, self._step)
         return total / count
 
     def _keep_best(self) -> None:

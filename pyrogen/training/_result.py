@@ -15,7 +15,7 @@ __all__ = ["EpochEnd", "FitResult", "History"]
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class History:
     """Losses in nats per datum, and what moved the parameters.
 
@@ -26,6 +26,13 @@ class History:
             gradient was not clipped.
         train_loss: mean training loss of each epoch, over its data; ``[epochs]``.
         validation_loss: validation loss after each epoch; ``[epochs]``, NaN where there was none.
+
+    Example:
+        >>> import numpy as np
+        >>> losses = np.array([3.0, 2.0])
+        >>> history = History(losses, np.full(2, 1e-3), np.zeros(0), losses[-1:], losses[-1:])
+        >>> history.train_loss / np.log(2)  # in bits per datum
+        array([2.88539008])
     """
 
     step_loss: Array
@@ -68,6 +75,12 @@ class EpochEnd:
         train_loss: mean training loss of the epoch, in nats per datum.
         validation_loss: validation loss, in nats per datum, or ``None`` if there was none.
         learning_rate: learning rate of the epoch's last step.
+
+    Example:
+        >>> def on_epoch_end(end):
+        ...     print(f"{end.epoch}: {end.train_loss:.2f} nats per datum")
+        >>> on_epoch_end(EpochEnd(0, 100, 101.5, None, 1e-3))
+        0: 101.50 nats per datum
     """
 
     epoch: int
@@ -77,7 +90,7 @@ class EpochEnd:
     learning_rate: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FitResult:
     """The outcome of :func:`pyrogen.training.fit`.
 
@@ -92,6 +105,21 @@ class FitResult:
         stopped_early: whether ``patience`` ended the run. The parameters are then, as always with
             ``patience``, those of ``best_epoch``.
         ema: moving averages of the parameters by name, or ``None`` without ``ema_decay``.
+
+    Example:
+        >>> from pyro.infer.autoguide import AutoNormal
+        >>> from pyrogen.training import fit
+        >>> def model(x):
+        ...     mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+        ...     with pyro.plate("data", len(x), dim=-1):
+        ...         pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+        >>> result = fit(
+        ...     model, AutoNormal(model), torch.ones(10), loss=pyro.infer.Trace_ELBO(),
+        ...     max_epochs=5, ema_decay=0.9, progress=False,
+        ... )
+        >>> result.num_steps, result.best_epoch, sorted(result.ema)
+        (5, None, ['guide.locs.mean_unconstrained', 'guide.scales.mean_unconstrained'])
+        >>> result.load_ema()
     """
 
     model: Callable[..., Any]

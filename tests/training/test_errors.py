@@ -162,3 +162,19 @@ def test_without_fabric_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "lightning_fabric", None)
     with pytest.raises(ImportError, match=r"pip install 'pyrogen\[train\]'"):
         fit(*local_pair(), data(), **QUIET)
+
+
+@pytest.mark.parametrize("loss", [Trace_ELBO(), Compiled(Trace_ELBO(), compile=False)])
+@pytest.mark.filterwarnings("ignore:Encountered (NaN|-?inf|\\+inf)")
+def test_a_validation_loss_that_is_not_finite(loss):
+    class Overflows(PointGuide):
+        def forward(self, x):
+            point = self.point if self.training else self.point + float("inf")
+            pyro.sample("mean", dist.Delta(point).to_event(1))
+
+    message = "step 3: the validation loss is not finite: site 'mean'"
+    with pyro.validation_enabled(False), pytest.raises(NonFiniteError, match=message):
+        fit(
+            GlobalModel(), Overflows(), data(), loss=loss, validation_data=data(), batch_size=7,
+            progress=False,
+        )  # fmt: skip
