@@ -93,9 +93,19 @@ only in the model: ['z'], only in the guide: ['w']
     """
     guide_trace = _guide_trace(model, guide, args, kwargs)
     with poutine.block():
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(
-            *args, **kwargs
-        )
+        try:
+            model_trace = poutine.trace(poutine.replay(model, guide_trace)).get_trace(
+                *args, **kwargs
+            )
+        except (RuntimeError, ValueError):
+            # The draws of the guide may not fit the model: say so rather than what broke.
+            _compare(poutine.trace(model).get_trace(*args, **kwargs), guide_trace)
+            raise
+    _compare(model_trace, guide_trace)
+    return model_trace, guide_trace
+
+
+def _compare(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
     proposed = _latents(guide_trace, auxiliary=False)
     # A discrete latent may be missing from the guide: TraceEnum_ELBO sums it out in the model.
     expected = {
@@ -111,7 +121,6 @@ only in the model: ['z'], only in the guide: ['w']
         )
     for name, site in expected.items():
         _check_site(name, site, proposed[name])
-    return model_trace, guide_trace
 
 
 def _guide_trace(

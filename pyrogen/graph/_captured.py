@@ -11,6 +11,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.ops.provenance import detach_provenance
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
@@ -45,6 +46,11 @@ class Graph:
     attributes: tuple[Attribute, ...]
     targets: tuple[int, ...]
     structure: pytree.TreeSpec
+
+    def __call__(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Runs the graph on ``(*captured, *inputs)``."""
+        with torch.no_grad():
+            return self.run(*[x if x.is_leaf else x.detach() for x in tensors])
 
     def read(self) -> list[Tensor] | None:
         """The captured tensors as they are now, or ``None`` if the graph no longer fits them."""
@@ -102,13 +108,12 @@ class Captured:
         self.prepare = prepare
         self.compile = compile
         self.graphs: dict[Any, Graph] = {}
-        self._captures = 0
+        self.captures = 0  # how many graphs were made so far
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The outputs of the function, nested as it nests them, without gradients."""
         graph, tensors = self._lookup(False, args, kwargs)
-        with torch.no_grad():
-            outputs = graph.run(*tensors)
+        outputs = graph(tensors)
         return pytree.tree_unflatten(list(outputs), graph.structure)
 
     def value_and_grad(
@@ -121,11 +126,10 @@ class Captured:
             parameters reached (and the arguments that require a gradient); one gradient for each.
         """
         graph, tensors = self._lookup(True, args, kwargs)
-        with torch.no_grad():
-            outputs = graph.run(*tensors)
+        outputs = graph(tensors)
         count = graph.structure.num_leaves
         value = pytree.tree_unflatten(list(outputs[:count]), graph.structure)
-        return value, [tensors[i] for i in graph.targets], tuple(outputs[count:])
+        return value, [tensors[i] for i in graph.targets], _distinct(outputs[count:])
 
     def _lookup(
         self, differentiate: bool, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -147,8 +151,8 @@ class Captured:
         return graph, [source.read() for source in graph.captured] + inputs
 
     def _capture(self, differentiate: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Graph:
-        self._captures += 1
-        if self._captures == _MANY_CAPTURES:
+        self.captures += 1
+        if self.captures == _MANY_CAPTURES:
             warnings.warn(
                 f"a program was captured {_MANY_CAPTURES} times, which is slow: shapes, Python "
                 "arguments or attributes change from call to call; pass what changes as tensors",
@@ -158,67 +162,76 @@ class Captured:
         with _forked_rng(), _restored_buffers(self.modules):
             if self.prepare is not None:
                 self.prepare(*args, **kwargs)
-            return _capture(self.function, self.modules, args, kwargs, differentiate, self.compile)
+            recording = _Recording(self.function, args, kwargs, differentiate)
+            return _graph(recording, self.modules, self.compile)
 
 
-def _capture(
-    function: Callable[..., Any],
-    modules: Sequence[nn.Module],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    differentiate: bool,
-    compile: bool,
-) -> Graph:
-    """Records ``function`` on ``(args, kwargs)`` as a :class:`Graph`."""
-    leaves, arguments = pytree.tree_flatten((args, kwargs))
-    inputs = [leaf.contiguous() for leaf in leaves if isinstance(leaf, Tensor)]
-    sources: list[Tensor] = []  # what the gradients belong to: captured tensors or local inputs
-    locals_: list[Tensor] = []
-    structure: list[pytree.TreeSpec] = []
+class _Recording:
+    """One run of a function under ``make_fx``, and what is to be remembered of it."""
 
-    def flat(*tensors: Tensor) -> list[Tensor]:
-        locals_[:] = [_local(x, differentiate and x.requires_grad) for x in tensors]
-        watch = Watch(locals_)
-        remaining = iter(locals_)
-        filled = [next(remaining) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        inner_args, inner_kwargs = pytree.tree_unflatten(filled, arguments)
-        with watch, watch.sites:
-            outputs, spec = pytree.tree_flatten(function(*inner_args, **inner_kwargs))
-            structure[:] = [spec]
-            results = [torch.as_tensor(output) for output in outputs]
-            if differentiate:
-                objective = sum(watch.objectives) if watch.objectives else results[0]
-                sources[:] = _leaves(objective)
-                results += [g.contiguous() for g in torch.autograd.grad(objective, sources)]
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        differentiate: bool,
+    ) -> None:
+        self._function = function
+        self._differentiate = differentiate
+        self._leaves, self._arguments = pytree.tree_flatten((args, kwargs))
+        self.inputs = [leaf.contiguous() for leaf in self._leaves if isinstance(leaf, Tensor)]
+        self.targets: list[Tensor] = []  # what the gradients belong to
+
+    def record(self) -> torch.fx.GraphModule:
+        with (
+            pyro.validation_enabled(False),
+            torch.set_grad_enabled(self._differentiate),
+            torch.autograd.set_multithreading_enabled(False),
+        ):
+            try:
+                return make_fx(self._run, tracing_mode="real")(*self.inputs)
+            except RuntimeError as error:
+                if "value out of a tracing tensor" not in str(error):
+                    raise
+                raise GraphError(explain("a Python value", "a hook or an extension")) from error
+
+    def _run(self, *inputs: Tensor) -> list[Tensor]:
+        self.locals = [_local(x, self._differentiate and x.requires_grad) for x in inputs]
+        self.watch = Watch(self.locals)
+        remaining = iter(self.locals)
+        filled = [next(remaining) if isinstance(leaf, Tensor) else leaf for leaf in self._leaves]
+        args, kwargs = pytree.tree_unflatten(filled, self._arguments)
+        with self.watch, self.watch.sites:
+            outputs, self.structure = pytree.tree_flatten(self._function(*args, **kwargs))
+            results = [torch.as_tensor(detach_provenance(output)) for output in outputs]
+            if self._differentiate:
+                objectives = self.watch.objectives
+                objective = sum(objectives) if objectives else results[0]
+                self.targets = _leaves(objective)
+                results += [g.contiguous() for g in torch.autograd.grad(objective, self.targets)]
         return [result.detach() for result in results]
 
-    with (
-        pyro.validation_enabled(False),
-        torch.set_grad_enabled(differentiate),
-        torch.autograd.set_multithreading_enabled(False),
-    ):
-        try:
-            module = make_fx(flat, tracing_mode="real")(*inputs)
-        except RuntimeError as error:
-            if "value out of a tracing tensor" not in str(error):
-                raise
-            raise GraphError(explain("a Python value", "a hook or an extension")) from error
+
+def _graph(recording: _Recording, modules: Sequence[nn.Module], compile: bool) -> Graph:
+    """Records a function as a :class:`Graph`."""
+    module = recording.record()
     refuse_dynamic_shapes(module)
     captured = lift(module)
-    places = {id(tensor): i for i, tensor in enumerate([*captured, *locals_])}
-    if any(id(source) not in places for source in sources):
+    recording.watch.check_captured(captured)
+    places = {id(tensor): i for i, tensor in enumerate([*captured, *recording.locals])}
+    if any(id(target) not in places for target in recording.targets):
         raise GraphError(
             "the program depends on a tensor that was computed, with gradient, outside of it; "
             "compute it inside the program or pass it as an argument"
         )
-    run = _compiled(module, [*captured, *inputs]) if compile else module
+    example = [*captured, *(x.detach() for x in recording.inputs)]
     return Graph(
         module=module,
-        run=run,
+        run=_compiled(module, example) if compile else module,
         captured=tuple(sources_of(captured, modules)),
         attributes=tuple(attributes_of(modules)),
-        targets=tuple(places[id(source)] for source in sources),
-        structure=structure[0],
+        targets=tuple(places[id(target)] for target in recording.targets),
+        structure=recording.structure,
     )
 
 
@@ -230,6 +243,14 @@ def _signature(leaf: Any) -> tuple[Any, ...]:
     if isinstance(leaf, Tensor):
         return leaf.shape, leaf.dtype, leaf.device, leaf.requires_grad
     return type(leaf), leaf
+
+
+def _distinct(gradients: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Equal gradients may share memory; their owners will change them in place."""
+    seen: set[int] = set()
+    return tuple(
+        x.clone() if (place := x.data_ptr()) in seen or seen.add(place) else x for x in gradients
+    )
 
 
 def _torch_modes() -> tuple[Any, ...]:
@@ -284,7 +305,9 @@ def _compiled(
         return module
     import torch._inductor
 
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the compiler uses deprecated code of torch
+        warnings.simplefilter("ignore", DeprecationWarning)
         run: Callable[..., Sequence[Tensor]] = torch._inductor.compile(
             module, list(example), options={"fallback_random": True}
         )

@@ -33,6 +33,7 @@ class Watch(TorchFunctionMode):
         self.objectives: list[Tensor] = []
         self.sites = _NameSites(self)
         self._origins: dict[int, frozenset[str]] = {}
+        self._made: set[int] = set()
         self._alive: list[Tensor] = []  # so that no id is used twice
         for i, tensor in enumerate(inputs):
             self.name(tensor, f"tensor argument {i}")
@@ -55,23 +56,48 @@ class Watch(TorchFunctionMode):
             return self._read(func, args, kwargs, caller)
         if func is Tensor.masked_select and caller.f_code is _DICE:
             return torch.where(args[1], args[0], 0)
+        if func is torch.nn.functional.one_hot:
+            return self._one_hot(*args, **kwargs)
         if func in _DYNAMIC or (func is Tensor.__getitem__ and _has_mask(args[1])):
             raise GraphError(self._message("the shape of a tensor", args))
         result = func(*args, **kwargs)
         self._inherit(result, args, kwargs)
         return result
 
+    def check_captured(self, captured: Sequence[Tensor]) -> None:
+        """Refuses to take for an input of the graph what the program itself computed."""
+        for tensor in captured:
+            if id(tensor) in self._made:
+                raise GraphError(
+                    f"a tensor of shape {list(tensor.shape)} was computed in a way that cannot be "
+                    "recorded (such as .data, torch.from_numpy or a subclass of Tensor); expected "
+                    "operations of torch on tensors. Use .detach(), make constants outside of the "
+                    "program, or run it uncompiled"
+                )
+
     def _inherit(self, result: Any, args: Any, kwargs: Any) -> None:
-        outputs = [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor)]
+        outputs = _tensors(result)
         if outputs:
+            inputs = {id(x) for x in _tensors((args, kwargs))}
             origin = self._origin((args, kwargs))
             for output in outputs:
                 self._alive.append(output)
                 self._origins.setdefault(id(output), origin)
+                if id(output) not in inputs:
+                    self._made.add(id(output))
+
+    def _one_hot(self, tensor: Tensor, num_classes: int = -1) -> Tensor:
+        """As torch's, which reads the values to check them."""
+        if num_classes < 0:
+            raise GraphError(self._message("the shape of a tensor", (tensor,)))
+        classes = torch.arange(num_classes, device=tensor.device)
+        hot = (tensor.unsqueeze(-1) == classes).long()
+        self._inherit(hot, (tensor,), {})
+        return hot
 
     def _origin(self, values: Any) -> frozenset[str]:
-        tensors = (x for x in pytree.tree_leaves(values) if isinstance(x, Tensor))
-        return frozenset().union(*(self._origins.get(id(x), frozenset()) for x in tensors))
+        origins = (self._origins.get(id(x), frozenset()) for x in _tensors(values))
+        return frozenset().union(*origins)
 
     def _read(self, func: Any, args: tuple[Any, ...], kwargs: Any, frame: Any) -> Any:
         """A tensor's value is wanted in Python: allowed to Pyro's objectives and to constants."""
@@ -174,6 +200,10 @@ def _called_from(codes: set[CodeType], depth: int = 5) -> bool:
             return True
         frame, depth = frame.f_back, depth - 1
     return False
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [x for x in pytree.tree_leaves(values) if isinstance(x, Tensor)]
 
 
 def _has_mask(index: Any) -> bool:
