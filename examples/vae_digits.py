@@ -1,8 +1,8 @@
 """A variational autoencoder of handwritten digits, from raw scans to an ArviZ report.
 
-The 1,797 scans of 8 x 8 pixels that come with scikit-learn have 17 grey levels, so the likelihood is
-categorical: the model assigns a probability to each image, and -log2 of it is the length of a code
-in bits. The script trains a model/guide pair by compiled SVI, and writes to ``--output-dir``
+The 1,797 scans of 8 x 8 pixels that come with scikit-learn have 17 grey levels, so the likelihood
+is categorical: the model gives each image a probability, and -log2 of it is the length of a code in
+bits. The script trains a model/guide pair by compiled SVI, and writes to ``--output-dir``
 
 * ``samples.png``, ``reconstructions.png``, ``latent_space.png``, ``history.png``
 * ``idata.nc``: posterior, predictions and pointwise log-likelihood of test images, for ArviZ
@@ -45,13 +45,18 @@ def load(seed: int) -> tuple[dict[str, Tensor], Tensor]:
     rest, test, _, labels = train_test_split(scans, digits, test_size=297, random_state=seed)
     train, validation = train_test_split(rest, test_size=200, random_state=seed)
     parts = {"train": train, "validation": validation, "test": test}
-    images = {name: torch.as_tensor(part).long().reshape(-1, *IMAGE) for name, part in parts.items()}
-    return images, torch.as_tensor(labels)
+    images = {name: torch.as_tensor(part).long() for name, part in parts.items()}
+    return {name: x.reshape(-1, *IMAGE) for name, x in images.items()}, torch.as_tensor(labels)
 
 
 def build() -> tuple[VAE, AmortizedNormal]:
-    decoder = MLP(LATENT_DIM, (*IMAGE, LEVELS), hidden=(256,))
-    encoder = nn.Sequential(OneHot(LEVELS), MLP((*IMAGE, LEVELS), 2 * LATENT_DIM, hidden=(256,)))
+    """A model of the images, and a guide to what they stand for; dropout, for they are few."""
+    decoder = nn.Sequential(
+        MLP(LATENT_DIM, 256, hidden=()), nn.ReLU(), nn.Dropout(0.3), MLP(256, (*IMAGE, LEVELS), ())
+    )
+    encoder = nn.Sequential(
+        OneHot(LEVELS), nn.Dropout(0.3), MLP((*IMAGE, LEVELS), 2 * LATENT_DIM, hidden=(256,))
+    )
     model = VAE(decoder, LATENT_DIM, likelihood="categorical")
     return model, AmortizedNormal(encoder, LATENT_DIM, event_shape=IMAGE)
 
@@ -114,11 +119,10 @@ def report(model: VAE, guide: AmortizedNormal, test: Tensor, idata: object, draw
             "|---|---|",
             *lines,
             "",
-            "The ELBO is a lower bound of the log-likelihood; the IWAE bound lies between them. k-hat "
-            "above 0.7 says that the guide is too far from the posterior for importance weights to "
-            "be trusted. LOO sees one latent for each image: it is a harmonic mean over the "
-            "posterior of that latent, noisy and too high, and its own k says so. Compare models by "
-            "the bounds.",
+            "The ELBO is a lower bound of the log-likelihood; the IWAE bound lies between them. k-hat",
+            "above 0.7 says that the guide is too far from the posterior for importance weights to be",
+            "trusted. LOO sees one latent for each image: it is a harmonic mean over the posterior of",
+            "that latent, noisy and too high, and its own k says so. Compare models by the bounds.",
             "",
             "## Latent units",
             "",
@@ -129,6 +133,7 @@ def report(model: VAE, guide: AmortizedNormal, test: Tensor, idata: object, draw
 
 
 def main() -> None:
+    """Trains, or continues; then measures, draws and writes."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.ops.provenance import detach_provenance
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -159,7 +160,7 @@ class Captured:
                 RuntimeWarning,
                 stacklevel=4,
             )
-        with _forked_rng(), _restored_buffers(self.modules):
+        with _forked_rng(), _restored_buffers(self.modules), poutine.block():
             if self.prepare is not None:
                 self.prepare(*args, **kwargs)
             recording = _Recording(self.function, args, kwargs, differentiate)
@@ -208,7 +209,9 @@ class _Recording:
                 objectives = self.watch.objectives
                 objective = sum(objectives) if objectives else results[0]
                 self.targets = _leaves(objective)
-                results += [g.contiguous() for g in torch.autograd.grad(objective, self.targets)]
+                if self.targets:
+                    gradients = torch.autograd.grad(objective, self.targets)
+                    results += [gradient.contiguous() for gradient in gradients]
         return [result.detach() for result in results]
 
 

@@ -49,6 +49,7 @@ def lift(module: torch.fx.GraphModule) -> list[Tensor]:
     """
     graph, start = module.graph, next(iter(module.graph.nodes))
     lifted: dict[int, tuple[Tensor, torch.fx.Node]] = {}
+    replaced: list[torch.fx.Node] = []
     for node in list(graph.nodes):
         if node.op != "get_attr" or not isinstance(getattr(module, node.target), Tensor):
             continue
@@ -59,6 +60,8 @@ def lift(module: torch.fx.GraphModule) -> list[Tensor]:
             with graph.inserting_before(start):
                 lifted[id(tensor)] = tensor, graph.placeholder(f"captured_{len(lifted)}")
         node.replace_all_uses_with(lifted[id(tensor)][1])
+        replaced.append(node)
+    for node in replaced:
         graph.erase_node(node)
     module.recompile()
     return [tensor for tensor, _ in lifted.values()]

@@ -119,7 +119,7 @@ class Watch(TorchFunctionMode):
         frame = _user_frame()
         return explain(
             what,
-            f"{origin or 'a parameter, a buffer or an unnamed random number'} "
+            f"{origin or 'a parameter, a buffer, a constant or an unnamed random number'} "
             f"({frame.f_code.co_filename}:{frame.f_lineno})",
         )
 

@@ -18,8 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyro
 import torch
-from pyro import poutine
 from pyro.infer import ELBO
 from pyro.poutine.runtime import _PYRO_STACK, effectful
 from torch import Tensor, nn
@@ -105,8 +105,11 @@ class Compiled(ELBO):  # type: ignore[misc]
         loss = self._finite(pair, loss, args, kwargs)
         self._steps += 1
         for leaf, gradient in zip(leaves, gradients, strict=True):
-            leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
-        pair.announce(leaves)
+            if leaf.grad is None:
+                leaf.grad = gradient
+            else:
+                leaf.grad.add_(gradient)  # in place, as autograd accumulates
+        _announce(leaves)
         return loss
 
     def differentiable_loss(
@@ -165,7 +168,6 @@ class _Pair:
     compile: bool
     loss: Captured = field(init=False)
     loss_and_grads: Captured = field(init=False)
-    names: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         modules = [part for part in (self.model, self.guide) if isinstance(part, nn.Module)]
@@ -178,24 +180,25 @@ class _Pair:
 
     def _prepare(self, *args: Any, **kwargs: Any) -> None:
         """Runs the pair as Pyro does: creates lazy parameters and raises the user's errors."""
-        with poutine.block(), poutine.trace(param_only=True) as capture, torch.no_grad():
+        with torch.no_grad():
             check_pair(self.model, self.guide, args, kwargs)
             self.elbo.loss(self.model, self.guide, *args, **kwargs)
-        for name, site in capture.trace.nodes.items():
-            value = site["value"]
-            unconstrained = getattr(value, "unconstrained", None)
-            self.names[id(unconstrained() if unconstrained else value)] = name
 
-    def announce(self, leaves: Sequence[Tensor]) -> None:
-        """Sends the ``param`` messages of the program, by which ``SVI`` learns what to optimise."""
-        if not _PYRO_STACK:
-            return
-        for leaf in leaves:
-            name = self.names.get(id(leaf))
-            if name is not None:
-                value = leaf.detach()
-                value.unconstrained = weakref.ref(leaf)  # type: ignore[attr-defined]
-                effectful(_Constant(value), type="param")(name, name=name)
+
+def _announce(leaves: Sequence[Tensor]) -> None:
+    """Sends the ``param`` messages of a program, by which ``SVI`` learns what to optimise.
+
+    As in Pyro, that is what the parameter store holds, or all under ``module_local_params``.
+    """
+    if not _PYRO_STACK:
+        return
+    store, local = pyro.get_param_store(), pyro.settings.get("module_local_params")
+    for i, leaf in enumerate(leaves):
+        name = store.param_name(leaf) or (f"parameter {i}" if local else None)
+        if name is not None:
+            value = leaf.detach()
+            value.unconstrained = weakref.ref(leaf)  # type: ignore[attr-defined]
+            effectful(_Constant(value), type="param")(name, name=name)
 
 
 @dataclass(frozen=True)

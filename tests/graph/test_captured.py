@@ -156,7 +156,12 @@ def test_what_cannot_be_captured_is_refused(function, message):
 
 def test_constants_may_be_read():
     def function(x):
-        sizes = torch.tensor([2.0, 3.0])
-        return x * sizes.sum().item() if sizes[0] < sizes[1] else x
+        size = torch.tensor(2.0)
+        return x * (size + 3).item() if size < 4 else x
 
     assert Captured(function, compile=False)(torch.ones(())).item() == 5.0
+
+
+def test_a_function_without_parameters_has_no_gradients():
+    value, leaves, gradients = Captured(torch.sum, compile=False).value_and_grad(torch.ones(3))
+    assert (value.item(), leaves, gradients) == (3.0, [], ())

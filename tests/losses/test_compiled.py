@@ -130,6 +130,18 @@ def test_svi_with_module_local_parameters():
         assert all(not torch.equal(p, before[n]) for n, p in model.named_parameters())
 
 
+def test_svi_optimises_what_the_store_holds_now():
+    elbo, model, guide, args = PAIRS["scaled"]()
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), Compiled(elbo, compile=False))
+    svi.step(*args)
+    state = copy.deepcopy(pyro.get_param_store().get_state())
+    pyro.get_param_store().set_state(state)  # equal parameters, in new tensors
+    before = {name: p.clone() for name, p in pyro.get_param_store().named_parameters()}
+    svi.step(*args)
+    after = dict(pyro.get_param_store().named_parameters())
+    assert all(not torch.equal(after[name], p) for name, p in before.items())
+
+
 def test_a_module_for_torch_optimisers():
     elbo, model, guide, args = vae(TraceMeanField_ELBO())()
     module = Compiled(elbo)(model, guide)
