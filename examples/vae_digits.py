@@ -37,6 +37,11 @@ from pyrogen.nn import MLP, OneHot
 IMAGE = (8, 8)
 LEVELS = 17
 LATENT_DIM = 16
+NOTES = """\
+The ELBO is a lower bound of the log-likelihood; the IWAE bound lies between the two. k-hat above
+0.7 says that the guide is too far from the posterior for its importance weights to be trusted. LOO
+sees one latent for each image, so it is a harmonic mean over the posterior of that latent: where
+its own k is above 0.7, do not trust it either. Compare models by the bounds."""
 
 
 def load(seed: int) -> tuple[dict[str, Tensor], Tensor]:
@@ -119,11 +124,7 @@ def report(model: VAE, guide: AmortizedNormal, test: Tensor, idata: object, draw
             "|---|---|",
             *lines,
             "",
-            "The ELBO is a lower bound of the log-likelihood; the IWAE bound lies between the two.",
-            "k-hat above 0.7 says that the guide is too far from the posterior for importance weights",
-            "to be trusted. LOO sees one latent for each image, so it is a harmonic mean over the",
-            "posterior of that latent: where its own k is above 0.7, do not trust it either. Compare",
-            "models by the bounds.",
+            NOTES,
             "",
             "## Latent units",
             "",
