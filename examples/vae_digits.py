@@ -16,6 +16,7 @@ Interrupted and started again, it continues where it was.
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
 import warnings
 from pathlib import Path
@@ -97,18 +98,17 @@ def report(model: VAE, guide: AmortizedNormal, test: Tensor, idata: object, draw
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of high Pareto k: they are in the report
         loo = az.loo(idata, pointwise=True)
-    pixels = test[0].numel()
-    uniform = pixels * torch.tensor(float(LEVELS)).log2().item()
+    elpd = loo.elpd if hasattr(loo, "elpd") else loo.elpd_loo  # ArviZ 1.x, 0.x
     rows = {
         "Test ELBO": f"{latent.elbo:.2f} nats per image",
         "Rate, KL(q(z) to p(z))": f"{latent.rate:.2f} nats per image",
         "Distortion, -E log p(x given z)": f"{latent.distortion:.2f} nats per image",
         "Code length at the ELBO": f"{latent.bits_per_dim:.3f} bits per pixel "
-        f"(a uniform code: {uniform / pixels:.3f})",
+        f"(a uniform code: {math.log2(LEVELS):.3f})",
         "IWAE bound, 50 particles": f"{bound:.2f} nats per image",
         "Active units": f"{latent.active_units} of {latent.num_units}",
         "PSIS k-hat, median / share above 0.7": f"{khat.median:.2f} / {khat.share_unreliable:.0%}",
-        "LOO (conditional)": f"{float(loo.elpd_loo) / len(test):.2f} ± "
+        "LOO (conditional)": f"{float(elpd) / len(test):.2f} ± "
         f"{float(loo.se) / len(test):.2f} nats per image; "
         f"{float((loo.pareto_k > 0.7).mean()):.0%} of k above 0.7",
     }

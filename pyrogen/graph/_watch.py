@@ -12,6 +12,7 @@ from pyro.infer.util import Dice
 from pyro.poutine.messenger import Messenger
 from pyro.util import warn_if_inf, warn_if_nan
 from torch import Tensor
+from torch._subclasses import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -33,7 +34,7 @@ class Watch(TorchFunctionMode):
         self.objectives: list[Tensor] = []
         self.sites = _NameSites(self)
         self._origins: dict[int, frozenset[str]] = {}
-        self._made: set[int] = set()
+        self._made: set[int] = set()  # where the program's own results lie in memory
         self._alive: list[Tensor] = []  # so that no id is used twice
         for i, tensor in enumerate(inputs):
             self.name(tensor, f"tensor argument {i}")
@@ -67,24 +68,23 @@ class Watch(TorchFunctionMode):
     def check_captured(self, captured: Sequence[Tensor]) -> None:
         """Refuses to take for an input of the graph what the program itself computed."""
         for tensor in captured:
-            if id(tensor) in self._made:
+            if _memory([tensor]) & self._made:
                 raise GraphError(
                     f"a tensor of shape {list(tensor.shape)} was computed in a way that cannot be "
-                    "recorded (such as .data, torch.from_numpy or a subclass of Tensor); expected "
-                    "operations of torch on tensors. Use .detach(), make constants outside of the "
-                    "program, or run it uncompiled"
+                    "recorded (such as torch.nn.Parameter or DLPack of a result); expected "
+                    "operations of torch on tensors. Make parameters outside of the program, or "
+                    "run it uncompiled"
                 )
 
     def _inherit(self, result: Any, args: Any, kwargs: Any) -> None:
         outputs = _tensors(result)
         if outputs:
-            inputs = {id(x) for x in _tensors((args, kwargs))}
-            origin = self._origin((args, kwargs))
+            inputs = _tensors((args, kwargs))
+            origin = self._origin(inputs)
             for output in outputs:
                 self._alive.append(output)
                 self._origins.setdefault(id(output), origin)
-                if id(output) not in inputs:
-                    self._made.add(id(output))
+            self._made |= _memory(outputs) - _memory(inputs)
 
     def _one_hot(self, tensor: Tensor, num_classes: int = -1) -> Tensor:
         """As torch's, which reads the values to check them."""
@@ -204,6 +204,19 @@ def _called_from(codes: set[CodeType], depth: int = 5) -> bool:
 
 def _tensors(values: Any) -> list[Tensor]:
     return [x for x in pytree.tree_leaves(values) if isinstance(x, Tensor)]
+
+
+def _memory(tensors: Sequence[Tensor]) -> set[int]:
+    """Where the values lie; nowhere for the stand-ins inside of ``torch.func`` transforms."""
+    places = set()
+    for tensor in tensors:
+        if isinstance(tensor, FakeTensor):
+            continue
+        try:
+            places.add(tensor.untyped_storage().data_ptr())
+        except (RuntimeError, NotImplementedError):
+            continue
+    return places - {0}
 
 
 def _has_mask(index: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pyro
 import pytest
 import torch
@@ -143,8 +142,8 @@ elsewhere = weight * 2
         (lambda x: x.new_tensor(x.tolist()), "Python value.*tensor argument 0"),
         (lambda x: torch.equal(x, x + 1) and x, "Python value.*tensor argument 0"),
         (lambda x: x * (weight.sum() > 0).item(), "a parameter"),
-        (lambda x: x * weight.data, "cannot be recorded"),
-        (lambda x: x * torch.from_numpy(np.ones(3, dtype=np.float32)), "cannot be recorded"),
+        (lambda x: (x * nn.Parameter(x * 2)).sum(), "cannot be recorded"),
+        (lambda x: x * torch.utils.dlpack.from_dlpack(x * 2), "cannot be recorded"),
         (lambda x: (x * elsewhere).sum(), "computed, with gradient, outside"),
     ],
 )
@@ -152,6 +151,16 @@ def test_what_cannot_be_captured_is_refused(function, message):
     x = torch.tensor([1.0, 0.0, 2.0])
     with pytest.raises(GraphError, match=message):
         Captured(function, compile=False).value_and_grad(x)
+
+
+def test_views_of_what_is_outside_are_read_at_every_call():
+    captured = Captured(lambda x: x * weight.data + weight.detach().view(3), compile=False)
+    assert torch.equal(captured(torch.ones(3)), torch.full((3,), 2.0))
+    with torch.no_grad():
+        weight.mul_(2.0)
+    assert torch.equal(captured(torch.ones(3)), torch.full((3,), 4.0))
+    with torch.no_grad():
+        weight.div_(2.0)
 
 
 def test_constants_may_be_read():
