@@ -13,12 +13,19 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.ops.provenance import detach_provenance
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from pyrogen.errors import GraphError
-from pyrogen.graph._sources import Attribute, Source, attributes_of, lift, sources_of
+from pyrogen.graph._sources import (
+    Attribute,
+    ModulesSeen,
+    Source,
+    attributes_of,
+    lift,
+    sources_of,
+)
 from pyrogen.graph._watch import Watch, explain, refuse_dynamic_shapes
 
 __all__ = ["Captured", "Graph"]
@@ -72,8 +79,6 @@ class Captured:
     Args:
         function: takes and returns (nested) tensors; it may run Pyro programs. What it calls
             ``backward`` on is what :meth:`value_and_grad` differentiates, else its one output is.
-        modules: modules whose parameters, buffers and plain attributes the function reads. Tensors
-            of none of them, nor of Pyro's parameter store, are kept as the objects they are.
         prepare: called with the arguments before each capture, uncompiled, with validation as it is
             set: creates lazy parameters, raises the user's errors. Its randomness is put back.
         compile: run the graph by TorchInductor (else operation by operation).
@@ -84,7 +89,7 @@ class Captured:
 
     Example:
         >>> weight = torch.nn.Linear(2, 1, bias=False)
-        >>> square = Captured(lambda x: weight(x).square().sum(), modules=[weight], compile=False)
+        >>> square = Captured(lambda x: weight(x).square().sum(), compile=False)
         >>> x = torch.ones(3, 2)
         >>> bool(square(x) == weight(x).square().sum())
         True
@@ -100,12 +105,10 @@ class Captured:
     def __init__(
         self,
         function: Callable[..., Any],
-        modules: Sequence[nn.Module] = (),
         prepare: Callable[..., Any] | None = None,
         compile: bool = True,
     ) -> None:
         self.function = function
-        self.modules = tuple(modules)
         self.prepare = prepare
         self.compile = compile
         self.graphs: dict[Any, Graph] = {}
@@ -160,11 +163,11 @@ class Captured:
                 RuntimeWarning,
                 stacklevel=4,
             )
-        with _forked_rng(), _restored_buffers(self.modules), poutine.block():
+        with _forked_rng(), ModulesSeen() as seen, poutine.block():
             if self.prepare is not None:
                 self.prepare(*args, **kwargs)
             recording = _Recording(self.function, args, kwargs, differentiate)
-            return _graph(recording, self.modules, self.compile)
+            return _graph(recording, seen, self.compile)
 
 
 class _Recording:
@@ -206,8 +209,7 @@ class _Recording:
             outputs, self.structure = pytree.tree_flatten(self._function(*args, **kwargs))
             results = [torch.as_tensor(detach_provenance(output)) for output in outputs]
             if self._differentiate:
-                objectives = self.watch.objectives
-                objective = sum(objectives) if objectives else results[0]
+                objective = torch.stack(self.watch.objectives or results[:1]).sum()
                 self.targets = _leaves(objective)
                 if self.targets:
                     gradients = torch.autograd.grad(objective, self.targets)
@@ -215,7 +217,7 @@ class _Recording:
         return [result.detach() for result in results]
 
 
-def _graph(recording: _Recording, modules: Sequence[nn.Module], compile: bool) -> Graph:
+def _graph(recording: _Recording, seen: ModulesSeen, compile: bool) -> Graph:
     """Records a function as a :class:`Graph`."""
     module = recording.record()
     refuse_dynamic_shapes(module)
@@ -231,8 +233,8 @@ def _graph(recording: _Recording, modules: Sequence[nn.Module], compile: bool) -
     return Graph(
         module=module,
         run=_compiled(module, example) if compile else module,
-        captured=tuple(sources_of(captured, modules)),
-        attributes=tuple(attributes_of(modules)),
+        captured=tuple(sources_of(captured, seen)),
+        attributes=tuple(attributes_of(seen)),
         targets=tuple(places[id(target)] for target in recording.targets),
         structure=recording.structure,
     )
@@ -250,10 +252,11 @@ def _signature(leaf: Any) -> tuple[Any, ...]:
 
 def _distinct(gradients: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Equal gradients may share memory; their owners will change them in place."""
-    seen: set[int] = set()
-    return tuple(
-        x.clone() if (place := x.data_ptr()) in seen or seen.add(place) else x for x in gradients
-    )
+    places = [gradient.data_ptr() for gradient in gradients]
+    if len(set(places)) == len(places):
+        return tuple(gradients)
+    first = {place: i for i, place in reversed(list(enumerate(places)))}
+    return tuple(x if first[places[i]] == i else x.clone() for i, x in enumerate(gradients))
 
 
 def _torch_modes() -> tuple[Any, ...]:
@@ -262,19 +265,17 @@ def _torch_modes() -> tuple[Any, ...]:
     return torch.get_default_dtype(), *autocast
 
 
-def _leaves(objective: Any) -> list[Tensor]:
+def _leaves(objective: Tensor) -> list[Tensor]:
     """The leaf tensors that ``objective`` depends on, in the order autograd meets them."""
-    if not isinstance(objective, Tensor) or objective.grad_fn is None:
-        return []
     found, seen, stack = [], set(), [objective.grad_fn]
     while stack:
         node = stack.pop()
-        if node in seen:
+        if node is None or node in seen:
             continue
         seen.add(node)
         if hasattr(node, "variable"):
             found.append(node.variable)
-        stack.extend(following for following, _ in node.next_functions if following is not None)
+        stack.extend(following for following, _ in node.next_functions)
     return found
 
 
@@ -284,20 +285,6 @@ def _forked_rng() -> Iterator[None]:
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices=list(devices)):
         yield
-
-
-@contextmanager
-def _restored_buffers(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Running statistics updated inside get their values back."""
-    buffers = [buffer for module in modules for buffer in module.buffers()]
-    values = [buffer.clone() for buffer in buffers]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in zip(buffers, values, strict=True):
-                if buffer.shape == value.shape:
-                    buffer.copy_(value)
 
 
 def _compiled(

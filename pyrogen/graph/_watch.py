@@ -124,7 +124,7 @@ class Watch(TorchFunctionMode):
         )
 
 
-class _NameSites(Messenger):  # type: ignore[misc]
+class _NameSites(Messenger):
     """Tells a :class:`Watch` which tensors are the values of sample sites."""
 
     def __init__(self, watch: Watch) -> None:

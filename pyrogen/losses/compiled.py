@@ -22,7 +22,7 @@ import pyro
 import torch
 from pyro.infer import ELBO
 from pyro.poutine.runtime import _PYRO_STACK, effectful
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyrogen.checks import check_pair, nonfinite_site
 from pyrogen.errors import NonFiniteError
@@ -33,7 +33,7 @@ __all__ = ["Compiled"]
 Program = Callable[..., Any]
 
 
-class Compiled(ELBO):  # type: ignore[misc]
+class Compiled(ELBO):
     r"""Runs ``elbo`` and its gradient as one compiled graph.
 
     It stands wherever an ELBO stands: ``SVI(model, guide, optim, loss=Compiled(elbo))``, or
@@ -84,7 +84,7 @@ class Compiled(ELBO):  # type: ignore[misc]
                 f"Compiled: expected an ELBO such as Trace_ELBO(), got {type(elbo).__name__}"
             )
         super().__init__(num_particles=elbo.num_particles)
-        self.elbo = elbo
+        self.elbo: Any = elbo
         self.compile = compile
         self._steps = 0
         self._pairs: dict[tuple[int, int], _Pair] = {}
@@ -117,7 +117,8 @@ class Compiled(ELBO):  # type: ignore[misc]
     ) -> Tensor:
         """The estimate as a scalar tensor with a gradient (of first order)."""
         if _is_watched():
-            return self.elbo.differentiable_loss(model, guide, *args, **kwargs)
+            loss: Tensor = self.elbo.differentiable_loss(model, guide, *args, **kwargs)
+            return loss
         pair = self._pair(model, guide)
         if not torch.is_grad_enabled():
             value = pair.loss(*args, **kwargs)
@@ -126,7 +127,8 @@ class Compiled(ELBO):  # type: ignore[misc]
         value, leaves, gradients = pair.loss_and_grads.value_and_grad(*args, **kwargs)
         self._finite(pair, value, args, kwargs)
         self._steps += 1
-        return _WithGradient.apply(value, gradients, *leaves)
+        differentiable: Tensor = _WithGradient.apply(value, gradients, *leaves)
+        return differentiable
 
     def _pair(self, model: Program, guide: Program) -> _Pair:
         key = id(model), id(guide)
@@ -162,7 +164,7 @@ class Compiled(ELBO):  # type: ignore[misc]
 class _Pair:
     """A model and a guide, with the graphs of their loss."""
 
-    elbo: ELBO  # a copy of its own: Pyro keeps the plate depth of one pair on the object
+    elbo: Any  # a copy of its own: Pyro keeps the plate depth of one pair on the object
     model: Program
     guide: Program
     compile: bool
@@ -170,10 +172,9 @@ class _Pair:
     loss_and_grads: Captured = field(init=False)
 
     def __post_init__(self) -> None:
-        modules = [part for part in (self.model, self.guide) if isinstance(part, nn.Module)]
         for method in ("loss", "loss_and_grads"):
             function = self._bound(getattr(self.elbo, method))
-            setattr(self, method, Captured(function, modules, self._prepare, self.compile))
+            setattr(self, method, Captured(function, self._prepare, self.compile))
 
     def _bound(self, method: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *args, **kwargs: method(self.model, self.guide, *args, **kwargs)

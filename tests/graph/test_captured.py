@@ -13,7 +13,7 @@ from pyrogen.graph import Captured
 
 def test_a_captured_function_is_the_function():
     layer = nn.Linear(3, 2)
-    captured = Captured(lambda x, power: {"y": layer(x) ** power, "x": x}, [layer])
+    captured = Captured(lambda x, power: {"y": layer(x) ** power, "x": x})
     x = torch.randn(4, 3)
     for power in (1, 2, 3):
         outputs = captured(x, power=power)
@@ -25,7 +25,7 @@ def test_a_captured_function_is_the_function():
 
 def test_gradients_are_those_of_autograd():
     layer = nn.Linear(3, 2)
-    captured = Captured(lambda x: layer(x).tanh().sum(), [layer])
+    captured = Captured(lambda x: layer(x).tanh().sum())
     x = torch.randn(4, 3, requires_grad=True)
     value, leaves, gradients = captured.value_and_grad(x)
     layer(x).tanh().sum().backward()
@@ -87,10 +87,14 @@ def test_the_gradient_of_one_chain_is_vectorised():
 
 
 def test_closed_over_tensors_are_read_at_every_call():
-    module = nn.Module()
+    class Module(nn.Module):
+        def forward(self):
+            return self.plain + self.buffer
+
+    module = Module()
     module.plain = torch.ones(2)
     module.register_buffer("buffer", torch.ones(2))
-    captured = Captured(lambda: module.plain + module.buffer, [module], compile=False)
+    captured = Captured(module, compile=False)
     assert torch.equal(captured(), torch.full((2,), 2.0))
     module.plain = torch.full((2,), 5.0)
     module.buffer.fill_(3.0)
@@ -99,6 +103,17 @@ def test_closed_over_tensors_are_read_at_every_call():
     module.plain = torch.zeros(3, 2)
     assert captured().shape == (3, 2)
     assert captured.captures == 2
+
+
+def test_modules_are_noted_however_they_are_wrapped():
+    dropout, normalise = nn.Dropout(0.5), nn.BatchNorm1d(3)
+    captured = Captured(lambda x: normalise(dropout(x)), compile=False)
+    x = torch.randn(5, 3)
+    captured(x)
+    assert normalise.num_batches_tracked == 1
+    for module in (dropout, normalise):
+        module.eval()
+    torch.testing.assert_close(captured(x), normalise(x).detach())
 
 
 def test_noise_is_fresh_and_follows_the_seed():

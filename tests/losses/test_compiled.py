@@ -266,6 +266,16 @@ def test_running_statistics_move_as_they_do_uncompiled():
         torch.testing.assert_close(got[name], buffer, rtol=1e-5, atol=1e-6)
 
 
+def test_training_flags_are_seen_through_wrappers():
+    elbo, model, guide, args = PAIRS["vae, batch normalisation"]()
+    wrapped = poutine.scale(guide, scale=2.0), poutine.scale(model, scale=2.0)
+    compiled = Compiled(elbo, compile=False)
+    for mode in (True, False):
+        guide.train(mode)
+        args_ = wrapped[1], wrapped[0], args, 4
+        assert_same(gradients(compiled, *args_), gradients(elbo, *args_))
+
+
 def test_capturing_draws_no_random_numbers():
     elbo, model, guide, args = vae(Trace_ELBO())()
     pyro.set_rng_seed(10)
