@@ -8,6 +8,7 @@ as it was:
 * :mod:`pyrogen.losses`: what SVI minimises
 * :mod:`pyrogen.training`: the loop for long runs
 * :mod:`pyrogen.diagnostics`: results for ArviZ, and the numbers behind them
+* :mod:`pyrogen.distributions`: what a sample site can be
 * :mod:`pyrogen.nn`: plain networks
 * :mod:`pyrogen.graph`: a program as a pure tensor function
 """
@@ -19,7 +20,17 @@ from importlib.metadata import version
 from types import ModuleType
 
 __version__ = version("pyrogen")
-__all__ = ["diagnostics", "errors", "graph", "guides", "losses", "models", "nn", "training"]
+__all__ = [
+    "diagnostics",
+    "distributions",
+    "errors",
+    "graph",
+    "guides",
+    "losses",
+    "models",
+    "nn",
+    "training",
+]
 
 
 def __getattr__(name: str) -> ModuleType:
