@@ -185,7 +185,7 @@ def explain(what: str, origin: str) -> str:
     return (
         f"the structure of the program depends on {what} that differs from call to call, computed "
         f"from {origin}; expected static structure. Use tensor operations instead (torch.where, "
-        "poutine.mask), or run it uncompiled (compile=False, or the objective without Compiled)"
+        "poutine.mask), or run it uncompiled (an ELBO without Compiled, a kernel by compile=False)"
     )
 
 

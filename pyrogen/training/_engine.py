@@ -8,10 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import pyro
-from pyro.nn import PyroModule
-from torch import nn
-
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
@@ -69,52 +65,3 @@ def _unchanged_globals() -> Iterator[None]:
     finally:
         if before is None:
             os.environ.pop(_SET_ON_IMPORT, None)
-
-
-@contextmanager
-def local_parameters(*programs: Any) -> Iterator[None]:
-    """Inside, programs keep their parameters to themselves instead of in Pyro's global store."""
-    with pyro.settings.context(module_local_params=True):
-        for program in programs:
-            for module in _modules(program):
-                # Pyro prepares this only in modules built while the setting was on.
-                if isinstance(module, PyroModule) and not hasattr(
-                    module._pyro_context, "param_state"
-                ):
-                    module._pyro_context.param_state = {"params": {}, "constraints": {}}
-        yield
-
-
-@contextmanager
-def training_mode(*programs: Any) -> Iterator[None]:
-    """Inside, a program in ``eval()`` mode is in ``train()`` mode. Where only some of its parts
-    are in ``eval()`` mode, that was meant, and stays."""
-    with _kept_modes(*programs):
-        for program in programs:
-            if isinstance(program, nn.Module) and not program.training:
-                program.train()
-        yield
-
-
-@contextmanager
-def evaluation_mode(*programs: Any) -> Iterator[None]:
-    """Inside, the programs are in ``eval()`` mode."""
-    with _kept_modes(*programs):
-        for program in programs:
-            if isinstance(program, nn.Module):
-                program.eval()
-        yield
-
-
-@contextmanager
-def _kept_modes(*programs: Any) -> Iterator[None]:
-    modes = [(module, module.training) for program in programs for module in _modules(program)]
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def _modules(program: Any) -> list[nn.Module]:
-    return list(program.modules()) if isinstance(program, nn.Module) else []

@@ -24,9 +24,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from pyrogen.modes import local_parameters, training_mode
 from pyrogen.training._batches import Shard, make_batches
 from pyrogen.training._checkpoint import CheckpointDirectory
-from pyrogen.training._engine import local_parameters, start_fabric, training_mode
+from pyrogen.training._engine import start_fabric
 from pyrogen.training._loop import Loop
 from pyrogen.training._packing import pack
 from pyrogen.training._programs import Programs

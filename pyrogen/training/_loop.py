@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from pyrogen.modes import evaluation_mode
 from pyrogen.training._averaging import MovingAverage, copy_parameters
 from pyrogen.training._batches import Batch, Batches
 from pyrogen.training._checkpoint import CheckpointDirectory
-from pyrogen.training._engine import evaluation_mode
 from pyrogen.training._interrupt import DeferredInterrupt
 from pyrogen.training._programs import Programs
 from pyrogen.training._progress import Progress

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyrogen.checks import check_pair, nonfinite_site
 from pyrogen.errors import NonFiniteError
-from pyrogen.training._engine import evaluation_mode
+from pyrogen.modes import evaluation_mode
 from pyrogen.training._random import forked_rng
 
 if TYPE_CHECKING:
