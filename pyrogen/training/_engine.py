@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+    from lightning_fabric.plugins.precision import Precision
 
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true")
@@ -31,6 +32,7 @@ def start_fabric(accelerator: str, devices: Any, strategy: Any, precision: Any) 
     with _unchanged_globals():
         try:
             from lightning_fabric import Fabric
+            from lightning_fabric.plugins import MixedPrecision
             from lightning_fabric.strategies import (
                 DDPStrategy,
                 SingleDeviceStrategy,
@@ -39,9 +41,11 @@ def start_fabric(accelerator: str, devices: Any, strategy: Any, precision: Any) 
             raise ImportError(
                 "training.fit runs on Lightning Fabric: pip install 'pyrogen[train]'"
             ) from error
-        fabric = Fabric(
-            accelerator=accelerator, devices=devices, strategy=strategy, precision=precision
-        )
+        options = {"accelerator": accelerator, "devices": devices, "strategy": strategy}
+        plugin = _precision(precision)
+        fabric = Fabric(**options, plugins=[plugin])
+        if isinstance(plugin, MixedPrecision):
+            plugin.device = fabric.device.type
     spawns = getattr(fabric.strategy, "_start_method", "popen") != "popen"
     if spawns or not isinstance(fabric.strategy, SingleDeviceStrategy | DDPStrategy):
         raise ValueError(
@@ -49,6 +53,27 @@ def start_fabric(accelerator: str, devices: Any, strategy: Any, precision: Any) 
             f"{strategy!r}; in a notebook, use devices=1"
         )
     return fabric
+
+
+def _precision(name: str) -> Precision:
+    """Fabric's precision of this name, but it rounds neither the data under autocast, of which a
+    likelihood scores the values, nor a loss in float64."""
+    from lightning_fabric.plugins import DoublePrecision, HalfPrecision, MixedPrecision
+    from lightning_fabric.plugins.precision import Precision
+
+    class Mixed(MixedPrecision):
+        def convert_input(self, data: Any) -> Any:
+            return data
+
+    class Double(DoublePrecision):
+        def convert_output(self, data: Any) -> Any:
+            return data
+
+    if name == "bf16-mixed":
+        return Mixed(name, device="cpu")  # until Fabric has chosen one
+    if name == "bf16-true":
+        return HalfPrecision(name)
+    return Double() if name == "64-true" else Precision()
 
 
 @contextmanager

@@ -92,7 +92,12 @@ class Programs:
     def nonfinite(self, what: str, args: Sequence[Tensor], step: int) -> NonFiniteError:
         """The error for a loss or gradient that is not finite; names the site that is at fault."""
         args = self._fabric.strategy.precision.convert_input(tuple(args))
-        with pyro.validation_enabled(False), torch.no_grad(), forked_rng(self._fabric.device):
+        with (
+            pyro.validation_enabled(False),
+            torch.no_grad(),
+            forked_rng(self._fabric.device),
+            self._fabric.autocast(),
+        ):
             site = nonfinite_site(self.model, self.guide, args)
         parameter = _nonfinite_parameter(self.model) or _nonfinite_parameter(self.guide)
         where = f"site {site!r} is not" if site else "each site is, when run again"
