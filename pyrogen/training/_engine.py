@@ -70,9 +70,9 @@ def _precision(name: str) -> Precision:
             return data
 
     if name == "bf16-mixed":
-        return Mixed(name, device="cpu")  # until Fabric has chosen one
+        return Mixed("bf16-mixed", device="cpu")  # until Fabric has chosen one
     if name == "bf16-true":
-        return HalfPrecision(name)
+        return HalfPrecision("bf16-true")
     return Double() if name == "64-true" else Precision()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -60,7 +60,7 @@ class Settings:
             if value is not None and not callable(value):
                 raise TypeError(f"{name}: expected a function that makes or takes one, got {value}")
 
-    def make_optimizer(self, parameters: list[Tensor]) -> Optimizer:
+    def make_optimizer(self, parameters: Sequence[Tensor]) -> Optimizer:
         """The optimizer of these parameters.
 
         Raises:

@@ -304,7 +304,7 @@ class Plateau(ReduceLROnPlateau):
 
 @pytest.mark.parametrize("validated", [True, False])
 def test_a_plateau_sees_losses_of_one_kind(validated):
-    """Of the six epochs, 1 and 3 are due to be validated, and 4 is only because it is the last."""
+    """Of the five epochs, 1 and 3 are due to be validated, and 4 is only because it is the last."""
     plateaus = []
 
     def scheduler(optimizer):

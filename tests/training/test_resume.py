@@ -152,7 +152,7 @@ def dead_process():
     return process.pid
 
 
-def test_what_a_dead_process_was_writing_is_removed_and_nothing_else(tmp_path, monkeypatch):
+def test_what_a_dead_process_was_writing_is_removed_and_nothing_else(tmp_path):
     begin = f".partial-{socket.gethostname()}"
     names = {"dead": f"{begin}-{dead_process()}-1", "living": f"{begin}-{os.getppid()}-1"}
     names |= {"elsewhere": ".partial-elsewhere-1-1", "foreign": f"{begin}-notes"}
