@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import pickle
 import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -58,8 +59,10 @@ class Graph:
 
     def read(self) -> list[Tensor] | None:
         """The captured tensors as they are now, or ``None`` if the graph no longer fits them."""
-        if not all(attribute.holds() for attribute in self.attributes):
-            return None
+        for attribute in self.attributes:
+            unchanged = attribute.read() is attribute.value and not attribute.mutable
+            if not (unchanged or attribute.holds()):
+                return None
         tensors = []
         for source in self.captured:
             tensor = source.current()
@@ -323,9 +326,8 @@ def _refused_side_effects() -> Iterator[None]:
         )
 
 
-def _other_generators() -> tuple[Any, ...]:
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002 the state that others draw from
-    return random.getstate(), name, keys.tobytes(), *rest
+def _other_generators() -> bytes:
+    return pickle.dumps((random.getstate(), np.random.get_state()))  # noqa: NPY002 others draw there
 
 
 def _compiled(

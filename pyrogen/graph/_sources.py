@@ -29,6 +29,7 @@ _CONSTANTS = (
     type(None), bool, int, float, complex, str, bytes, enum.Enum,
     torch.dtype, torch.device, torch.Size, torch.layout,
 )  # fmt: skip
+_CONTAINERS = (list, tuple, dict)
 _LIBRARIES = ("torch", "pyro", "pyrogen", "numpy", "scipy", "functools", "contextlib", "builtins")
 _INTERNAL = set(vars(nn.Module()))
 _LONG = 256
@@ -56,13 +57,12 @@ class Attribute:
     read: Read
     value: Any
     snapshot: Any
+    mutable: bool
 
     def holds(self) -> bool:
         """Whether it holds the same now."""
         now = self.read()
-        if now is self.value and isinstance(now, _CONSTANTS):
-            return True
-        return bool(_snapshot(now) == self.snapshot)
+        return (now is self.value and not self.mutable) or _snapshot(now) == self.snapshot
 
 
 class Surroundings:
@@ -109,7 +109,7 @@ class Surroundings:
     def attributes(self) -> tuple[Attribute, ...]:
         """What the places hold that is no tensor."""
         return tuple(
-            Attribute(read, value, _snapshot(value))
+            Attribute(read, value, _snapshot(value), _is_mutable(value))
             for read, value in self._places()
             if not isinstance(value, Tensor)
         )
@@ -147,7 +147,7 @@ def _reachable(roots: Iterable[Any]) -> Iterator[Any]:
         elif isinstance(thing, (nn.Module, FunctionType, Messenger)):
             yield thing
             stack += _inside(thing)
-        elif isinstance(thing, (list, tuple, dict)):
+        elif isinstance(thing, _CONTAINERS):
             if len(thing) <= _LONG:
                 stack += thing.values() if isinstance(thing, dict) else thing
         elif callable(thing) and hasattr(thing, "__dict__") and not isinstance(thing, type):
@@ -182,8 +182,15 @@ def _namespace(thing: Any) -> Iterator[tuple[Read, Any]]:
         groups += [thing._parameters, thing._buffers, thing._modules]
     for group in groups:
         for name, value in group.items():
-            if name not in _INTERNAL or name == "training":
+            if name == "training" or not (name in _INTERNAL or name.startswith("_pyro_")):
                 yield functools.partial(group.get, name), value
+
+
+def _is_mutable(value: Any) -> bool:
+    """Whether what is inside of a value can change, and is compared."""
+    if isinstance(value, tuple):
+        return any(map(_is_mutable, value))
+    return isinstance(value, _CONTAINERS)
 
 
 def _contents(cell: Any) -> Any:
@@ -199,7 +206,7 @@ def _snapshot(value: Any, depth: int = 3) -> Any:
         return type(value), value
     if isinstance(value, Tensor):
         return Tensor
-    if isinstance(value, (list, tuple, dict)) and len(value) <= _LONG and depth:
+    if isinstance(value, _CONTAINERS) and len(value) <= _LONG and depth:
         items = value.items() if isinstance(value, dict) else value
         return type(value), tuple(_snapshot(item, depth - 1) for item in items)
     return id(value)
