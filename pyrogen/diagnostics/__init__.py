@@ -2,8 +2,8 @@
 
 :func:`from_svi` and :func:`from_mcmc` gather a fit for ArviZ; :func:`psis_khat`,
 :func:`latent_report` and :func:`iwae_bound` say how good it is; the ``plot_``
-functions show it. All of them report the programs without their scales: a ``beta`` or a minibatch changes
-what is trained, not what is measured.
+functions show it. All of them report the programs without their scales: a ``beta`` or a minibatch
+changes what is trained, not what is measured.
 """
 
 from __future__ import annotations

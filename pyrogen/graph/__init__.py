@@ -20,8 +20,8 @@ What holds:
 * **Noise is fresh at every call** and comes from torch's global generator in the program's order: a
   graph under one seed draws what the program under that seed draws. Capturing consumes none.
 * **One graph per signature**: shapes, dtypes and devices of tensors, the values of all other
-  arguments, and what else is found in those places (``training`` flags, numbers, lists, submodules).
-  Any change captures anew.
+  arguments, and what else is found in those places (``training`` flags, numbers, lists,
+  submodules). Any change captures anew.
 * **Gradients are part of the graph** (:meth:`Captured.value_and_grad`): autograd runs while the
   graph is recorded, so ``no_grad`` regions and custom ``autograd.Function`` (straight-through
   estimators, implicit reparametrisation) mean what they mean in the program.
