@@ -183,7 +183,12 @@ class _Recording:
         self._function = function
         self._differentiate = differentiate
         self._leaves, self._arguments = pytree.tree_flatten((args, kwargs))
-        self.inputs = [leaf.contiguous() for leaf in self._leaves if isinstance(leaf, Tensor)]
+        # New objects: an argument passed twice, or closed over too, stays two inputs of the graph.
+        self.inputs = [
+            leaf.detach().contiguous().requires_grad_(leaf.requires_grad)
+            for leaf in self._leaves
+            if isinstance(leaf, Tensor)
+        ]
         self.targets: list[Tensor] = []  # what the gradients belong to
 
     def record(self) -> torch.fx.GraphModule:
