@@ -1,0 +1,73 @@
+"""The potential energy of a batch of chains, and its gradient."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = ["Batched", "PerChain", "Potential", "Tempered"]
+
+
+class Potential(ABC):
+    """The potential ``U(x) = -log p(x)`` of chains ``x [chains, size]``, in unconstrained space."""
+
+    @abstractmethod
+    def value(self, position: Tensor) -> Tensor:
+        """The potential energy ``[chains]`` at ``position [chains, size]``."""
+
+    def value_and_grad(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        """The potential energy ``[chains]`` and its gradient ``[chains, size]``."""
+        with torch.enable_grad():
+            at = position.detach().requires_grad_()
+            value = self.value(at)
+            gradient = _gradient(value.sum(), at)
+        return value.detach(), gradient
+
+
+class Batched(Potential):
+    """A function of all chains at once, ``[chains, size] -> [chains]``."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        self._function = function
+
+    def value(self, position: Tensor) -> Tensor:
+        return self._function(position)
+
+
+class PerChain(Potential):
+    """A function of one chain, ``[size] -> []``, vectorised over chains, or called one by one."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], vectorized: bool = True) -> None:
+        self._function = function
+        self._vectorized = vectorized
+
+    def value(self, position: Tensor) -> Tensor:
+        if self._vectorized:
+            values: Tensor = torch.func.vmap(self._function, randomness="different")(position)
+            return values
+        return torch.stack([self._function(chain) for chain in position])
+
+
+class Tempered(Potential):
+    """The potential ``beta * U``, each chain at its own inverse temperature ``beta [chains]``."""
+
+    def __init__(self, potential: Potential, beta: Tensor) -> None:
+        self._potential = potential
+        self._beta = beta
+
+    def value(self, position: Tensor) -> Tensor:
+        return self._beta * self._potential.value(position)
+
+    def value_and_grad(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        value, gradient = self._potential.value_and_grad(position)
+        return self._beta * value, self._beta.unsqueeze(-1) * gradient
+
+
+def _gradient(total: Tensor, position: Tensor) -> Tensor:
+    if not total.requires_grad:  # a constant
+        return torch.zeros_like(position)
+    (gradient,) = torch.autograd.grad(total, position, allow_unused=True, materialize_grads=True)
+    return gradient
