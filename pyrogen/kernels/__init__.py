@@ -5,6 +5,9 @@ from __future__ import annotations
 from pyrogen.kernels._kernel import Kernel
 from pyrogen.kernels._tuning import Info, Tuning
 from pyrogen.kernels.hmc import HMC
+from pyrogen.kernels.langevin import Langevin
+from pyrogen.kernels.mala import MALA
 from pyrogen.kernels.mcmc import MCMC
+from pyrogen.kernels.random_walk import RandomWalk
 
-__all__ = ["HMC", "MCMC", "Info", "Kernel", "Tuning"]
+__all__ = ["HMC", "MALA", "MCMC", "Info", "Kernel", "Langevin", "RandomWalk", "Tuning"]

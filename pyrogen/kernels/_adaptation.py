@@ -27,8 +27,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyrogen.kernels._tuning import Tuning
-
 __all__ = ["WarmUp", "WarmUpState", "window_ends"]
 
 _GAMMA, _T0, _KAPPA = 0.05, 10.0, 0.75

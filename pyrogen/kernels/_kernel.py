@@ -72,7 +72,9 @@ class Kernel(MCMCKernel):
                 f"expected exactly one of model, potential_fn and energy, got {sum(given)}"
             )
         if (energy is None) != (event_shape is None):
-            raise ValueError("expected energy and event_shape together: HMC(energy=..., event_shape=(2,))")
+            raise ValueError(
+                "expected energy and event_shape together: HMC(energy=..., event_shape=(2,))"
+            )
         self.model = model
         self.potential_fn = potential_fn
         self.energy = energy
@@ -96,7 +98,7 @@ class Kernel(MCMCKernel):
 
     @abstractmethod
     def step(self, potential: Potential, state: Any, tuning: Any) -> tuple[Any, Any]:
-        """The next state, and an :class:`~pyrogen.kernels.Info` or a named tuple with its fields."""
+        """The next state, and an :class:`~pyrogen.kernels.Info` (or a tuple with its fields)."""
 
     @abstractmethod
     def initial_tuning(self, target: Target) -> Any:
@@ -172,12 +174,9 @@ class Kernel(MCMCKernel):
             )
         given = {name: torch.as_tensor(x) for name, x in (initial_params or {}).items()}
         target = self.target(args, kwargs, {name: x.shape[1:] for name, x in given.items()})
-        if self.potential_fn is not None:
-            target.dtype = next(iter(given.values())).dtype
-            target.device = next(iter(given.values())).device
-        elif self.energy is not None and given:
-            target.dtype = next(iter(given.values())).dtype
-            target.device = next(iter(given.values())).device
+        if self.model is None and given:  # nothing else says of which type the numbers are
+            example = next(iter(given.values()))
+            target.dtype, target.device = example.dtype, example.device
         self._runner = Runner(target, self.compile, self._runner)
         if initial_params is None:
             position = random_position(target, self._runner, num_chains)

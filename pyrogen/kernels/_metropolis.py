@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor
 
-__all__ = ["MAX_ENERGY_CHANGE", "Decision", "decide", "select"]
+__all__ = ["MAX_ENERGY_CHANGE", "Decision", "decide", "finite_rows", "select"]
 
 MAX_ENERGY_CHANGE = 1000.0
 """A larger change of energy counts as a divergence."""
@@ -40,13 +40,17 @@ def decide(change: Tensor, *must_be_finite: Tensor) -> Decision:
         change: ``[chains]``, the change of energy.
         must_be_finite: ``[chains, *]``, what else of a proposal has to be finite.
     """
-    finite = torch.isfinite(change)
-    for tensor in must_be_finite:
-        finite = finite & torch.isfinite(tensor).flatten(1).all(1)
+    finite = finite_rows(change, *must_be_finite)
     change = torch.where(finite, change, torch.inf)
     accept_prob = torch.exp(-change.clamp(min=0.0))
     accepted = torch.rand_like(accept_prob) < accept_prob
     return Decision(accepted, accept_prob, change > MAX_ENERGY_CHANGE)
+
+
+def finite_rows(*tensors: Tensor) -> Tensor:
+    """Which chains ``[chains]`` have only finite numbers in all ``tensors [chains, *]``."""
+    finite = [torch.isfinite(x).reshape(len(x), -1).all(1) for x in tensors]
+    return torch.stack(finite).all(0)
 
 
 def select(accepted: Tensor, proposed: StateT, current: StateT) -> StateT:

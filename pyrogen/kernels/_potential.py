@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,17 +39,31 @@ class Batched(Potential):
 
 
 class PerChain(Potential):
-    """A function of one chain, ``[size] -> []``, vectorised over chains, or called one by one."""
+    """A function of one chain, ``[size] -> []``, vectorised over chains, or called one by one.
 
-    def __init__(self, function: Callable[[Tensor], Tensor], vectorized: bool = True) -> None:
+    Args:
+        function: ``(chain, common) -> energy``.
+        vectorized: for all chains at once.
+        draw_common: draws what is common to all chains, once for each evaluation.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Tensor, Any], Tensor],
+        vectorized: bool = True,
+        draw_common: Callable[[], Any] = dict,
+    ) -> None:
         self._function = function
         self._vectorized = vectorized
+        self._draw_common = draw_common
 
     def value(self, position: Tensor) -> Tensor:
+        common = self._draw_common()
         if self._vectorized:
-            values: Tensor = torch.func.vmap(self._function, randomness="different")(position)
+            function = torch.func.vmap(self._function, in_dims=(0, None), randomness="different")
+            values: Tensor = function(position, common)
             return values
-        return torch.stack([self._function(chain) for chain in position])
+        return torch.stack([self._function(chain, common) for chain in position])
 
 
 class Tempered(Potential):

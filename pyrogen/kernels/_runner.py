@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from pyrogen.errors import GraphError
-from pyrogen.graph import Captured
+from pyrogen.graph import Captured, Graph
 from pyrogen.kernels._target import Target
 
 __all__ = ["Runner"]
+
+# Numbers per thread below which a loop is not shared among threads: a step is made of many short
+# loops, and threads that meet after each of them stand still when the machine has other work.
+_MIN_CHUNK = 8192
 
 
 class Runner:
@@ -19,6 +25,10 @@ class Runner:
 
     With ``compile`` the graphs are compiled. Without, they run operation by operation, and a
     program whose structure depends on values, which has no graph, is run as it is, chain by chain.
+
+    What changes from call to call enters as tensors, nested in (named) tuples; for each value of an
+    argument of another type there is a graph. A function is known by identity: give bound methods
+    of one object, not a new ``lambda`` each time.
 
     Args:
         target: what is sampled.
@@ -29,49 +39,54 @@ class Runner:
     def __init__(self, target: Target, compile: bool, previous: Runner | None = None) -> None:
         self._target = target
         self._compile = compile
-        self._graphs: dict[Any, Captured] = {}
+        self._captured: dict[Any, Captured] = {}
+        self._calls: dict[Any, _Call] = {}
         self._eager = False
         if previous is not None and previous._target.make_potential == target.make_potential:
-            self._graphs = previous._graphs
+            self._captured = previous._captured
 
     def __call__(self, function: Callable[..., Any], *tensors: Any) -> Any:
-        """``function(potential, *tensors)``; nothing else that changes may enter it."""
+        """``function(potential, *tensors)``."""
         return self._run(function, True, self._compile, tensors)
 
     def once(self, function: Callable[..., Any], *tensors: Any) -> Any:
-        """As a call, for what is run too seldom to be worth compiling."""
+        """``function(potential, *tensors)``, for what is run too seldom to be worth compiling."""
         return self._run(function, True, False, tensors)
 
     def plain(self, function: Callable[..., Any], *tensors: Any) -> Any:
-        """``function(*tensors)``, without the potential and not compiled."""
-        return self._run(function, False, False, tensors)
+        """``function(*tensors)``, for what does not need the potential."""
+        return self._run(function, False, self._compile, tensors)
 
     def _run(
         self, function: Callable[..., Any], potential: bool, compile: bool, tensors: tuple[Any, ...]
     ) -> Any:
         if self._eager:
             return self._uncaptured(function, potential, tensors)
-        key = function, compile
-        graph = self._graphs.get(key)
-        if graph is None:
-            graph = self._graphs[key] = self._captured(function, potential, compile)
+        leaves: list[Tensor] = []
+        key = function, potential, compile, *_split(tensors, leaves)
+        call = self._calls.get(key)
+        if call is not None and (outputs := call(leaves)) is not None:
+            return outputs
         try:
-            return graph(self._target.layout, self._target.arguments, *tensors)
+            self._calls[key] = call = self._prepared(function, potential, compile, tensors)
         except GraphError:
             if self._compile:
                 raise
             self._eager = True
             return self._uncaptured(function, potential, tensors)
+        return call(leaves)
 
-    def _captured(self, function: Callable[..., Any], potential: bool, compile: bool) -> Captured:
-        make_potential = self._target.make_potential
-
-        def run(layout: Any, arguments: Any, *tensors: Any) -> Any:
-            if not potential:
-                return function(*tensors)
-            return function(make_potential(layout, arguments, True), *tensors)
-
-        return Captured(run, compile=compile)
+    def _prepared(
+        self, function: Callable[..., Any], potential: bool, compile: bool, tensors: tuple[Any, ...]
+    ) -> _Call:
+        key = function, potential, compile
+        if key not in self._captured:
+            captured = _with_potential(function, self._target) if potential else function
+            self._captured[key] = Captured(captured, compile=compile)
+        before = (self._target.layout, self._target.arguments) if potential else ()
+        with _inductor_options():
+            graph, _ = self._captured[key]._lookup(False, (*before, *tensors), {})
+        return _Call(graph, [x for x in pytree.tree_leaves(before) if isinstance(x, Tensor)])
 
     def _uncaptured(
         self, function: Callable[..., Any], potential: bool, tensors: tuple[Any, ...]
@@ -80,3 +95,56 @@ class Runner:
             if not potential:
                 return function(*tensors)
             return function(self._target.potential(vectorized=False), *tensors)
+
+
+class _Call:
+    """A graph that is looked up already, with the arguments of the model that stay the same."""
+
+    def __init__(self, graph: Graph, arguments: Sequence[Tensor]) -> None:
+        self._graph = graph
+        self._arguments = [argument.contiguous() for argument in arguments]
+        places = list(range(graph.structure.num_leaves))
+        self._nest = pytree.tree_unflatten(places, graph.structure)
+
+    def __call__(self, leaves: Sequence[Tensor]) -> Any:
+        """The outputs, or ``None`` if modules have changed so that the graph no longer fits."""
+        captured = self._graph.read()
+        if captured is None:
+            return None
+        inputs = [leaf.contiguous() for leaf in leaves]
+        return _filled(self._nest, self._graph([*captured, *self._arguments, *inputs]))
+
+
+def _with_potential(function: Callable[..., Any], target: Target) -> Callable[..., Any]:
+    make_potential = target.make_potential
+
+    def run(layout: Any, arguments: Any, *tensors: Any) -> Any:
+        return function(make_potential(layout, arguments, True), *tensors)
+
+    return run
+
+
+def _split(nest: Any, tensors: list[Tensor]) -> Iterator[Any]:
+    """Appends the tensors of a nest, and yields what a graph of it depends on besides."""
+    for item in nest:
+        if isinstance(item, Tensor):
+            tensors.append(item)
+            yield item.shape
+        elif isinstance(item, tuple):
+            yield from _split(item, tensors)
+        else:
+            yield item
+
+
+def _filled(nest: Any, outputs: Sequence[Tensor]) -> Any:
+    """The nest of places with the output of each place."""
+    if isinstance(nest, int):
+        return outputs[nest]
+    parts = [_filled(part, outputs) for part in nest]
+    return type(nest)(*parts) if hasattr(nest, "_fields") else type(nest)(parts)
+
+
+def _inductor_options() -> Any:
+    from torch._inductor import config
+
+    return config.patch({"cpp.min_chunk_size": _MIN_CHUNK})

@@ -80,10 +80,10 @@ class Target:
         example = structure.sites[0].prototype
         return cls(
             layout=tuple((site.name, tuple(site.shape)) for site in structure.sites),
-            make_potential=_ModelPotential(model, nesting),
+            make_potential=_ModelPotential(model, nesting, structure.subsampled),
             arguments=(args, kwargs),
             transforms={site.name: site.transform.inv for site in structure.sites},
-            subsampled=structure.subsampled,
+            subsampled=tuple(structure.subsampled),
             dtype=example.dtype,
             device=example.device,
             explain=lambda values: nonfinite_sites(model, args, kwargs, values),
@@ -187,18 +187,27 @@ def unflatten(layout: Layout, position: Tensor) -> dict[str, Tensor]:
 
 
 class _ModelPotential:
-    def __init__(self, model: Callable[..., Any], enumerate_from: int | None) -> None:
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        enumerate_from: int | None,
+        subsampled: Mapping[str, int] = {},
+    ) -> None:
         self._model = model
         self._enumerate_from = enumerate_from
+        self._subsampled = dict(subsampled)
 
     def __call__(self, layout: Layout, arguments: Any, vectorized: bool) -> Potential:
         args, kwargs = arguments
 
-        def of_one_chain(position: Tensor) -> Tensor:
-            values = unflatten(layout, position)
-            return potential_of_model(self._model, args, kwargs, values, self._enumerate_from)
+        def of_one_chain(position: Tensor, orders: Mapping[str, Tensor]) -> Tensor:
+            values, enumerate_from = unflatten(layout, position), self._enumerate_from
+            return potential_of_model(self._model, args, kwargs, values, enumerate_from, orders)
 
-        return PerChain(of_one_chain, vectorized)
+        return PerChain(of_one_chain, vectorized, self._draw_orders)
+
+    def _draw_orders(self) -> dict[str, Tensor]:
+        return {name: torch.randperm(size) for name, size in self._subsampled.items()}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _ModelPotential) and vars(self) == vars(other)
@@ -235,7 +244,7 @@ class _FunctionPotential:
         self._potential_fn = potential_fn
 
     def __call__(self, layout: Layout, arguments: Any, vectorized: bool) -> Potential:
-        def of_one_chain(position: Tensor) -> Tensor:
+        def of_one_chain(position: Tensor, common: Any) -> Tensor:
             return self._potential_fn(unflatten(layout, position))
 
         return PerChain(of_one_chain, vectorized)

@@ -12,10 +12,11 @@ from torch import Tensor
 from pyrogen.kernels._adaptation import WarmUp
 from pyrogen.kernels._kernel import Kernel, standard_tuning
 from pyrogen.kernels._metropolis import decide, select
+from pyrogen.kernels._options import MASS_MATRICES, between_0_and_1, one_of, positive, whole
 from pyrogen.kernels._potential import Potential
 from pyrogen.kernels._runner import Runner
 from pyrogen.kernels._target import Target
-from pyrogen.kernels._tuning import Info, Tuning, from_momentum, to_momentum
+from pyrogen.kernels._tuning import Tuning, from_momentum, to_momentum
 
 __all__ = ["HMC", "HMCInfo", "HMCState", "Phase", "leapfrog"]
 
@@ -152,31 +153,36 @@ class HMC(Kernel):
             event_shape=event_shape,
             compile=compile,
         )
-        self.step_size = step_size
-        self.num_steps = num_steps
-        self.trajectory = trajectory
+        self.step_size = positive("step_size", step_size)
+        self.num_steps = whole("num_steps", num_steps, 1)
+        self.trajectory = one_of("trajectory", trajectory, ("jittered", "fixed", "chees"))
+        if not 0 <= jitter < 1:
+            raise ValueError(f"jitter: expected a number in [0, 1), got {jitter!r}")
         self.jitter = jitter if trajectory == "jittered" else 0.0
-        self.mass_matrix = mass_matrix
-        self.max_num_steps = max_num_steps
+        self.mass_matrix = one_of("mass_matrix", mass_matrix, MASS_MATRICES)
+        self.max_num_steps = whole("max_num_steps", max_num_steps, 1)
+        target = between_0_and_1("target_accept_prob", target_accept_prob)
         adaptive = trajectory == "chees"
-        self._warm_up = WarmUp(
-            target_accept_prob, adapt_step_size, mass_matrix is not None, adaptive
-        )
+        self._warm_up = WarmUp(target, adapt_step_size, mass_matrix is not None, adaptive)
         self._lengths: tuple[Tuning | None, float, float] = (None, 0.0, 0.0)
 
     def initial_tuning(self, target: Target) -> Tuning:
+        """The step size given, and the identity for a mass matrix."""
         dense = self.mass_matrix == "dense"
         return standard_tuning(target, self.step_size, dense, self.step_size * self.num_steps)
 
     def warm_up(self) -> WarmUp:
+        """Step size and mass matrix, from all chains."""
         return self._warm_up
 
     def init(self, potential: Potential, position: Tensor, tuning: Tuning) -> HMCState:
+        """Positions with their energy and gradient."""
         return HMCState(position, *potential.value_and_grad(position))
 
     def step(
         self, potential: Potential, state: HMCState, tuning: Tuning
     ) -> tuple[HMCState, HMCInfo]:
+        """One transition of every chain."""
         momentum = torch.randn_like(state.position)
         step_size = self._jittered(tuning.step_size, state.position)
         start = Phase(*state, momentum)
@@ -187,6 +193,7 @@ class HMC(Kernel):
     def transition(
         self, run: Runner, state: HMCState, tuning: Tuning, iteration: int
     ) -> tuple[HMCState, HMCInfo]:
+        """One graph, or a chain of them where the number of steps is large or varies."""
         if self.trajectory != "chees" and self.num_steps <= _UNROLLED:
             result: tuple[HMCState, HMCInfo] = run(self.step, state, tuning)
             return result
@@ -195,6 +202,7 @@ class HMC(Kernel):
         return self._steps(run, state, tuning, self.num_steps)
 
     def probe(self, run: Runner, state: HMCState, tuning: Tuning) -> Tensor:
+        """Acceptance probabilities of a trial step."""
         if self.trajectory == "chees":
             return self._steps(run, state, tuning, 1)[1].accept_prob
         return super().probe(run, state, tuning)

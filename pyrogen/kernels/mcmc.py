@@ -15,6 +15,7 @@ from torch import Tensor
 from pyrogen.kernels._chains import Chains
 from pyrogen.kernels._draws import Draws
 from pyrogen.kernels._kernel import Kernel
+from pyrogen.kernels._options import whole
 from pyrogen.kernels._progress import Progress
 
 __all__ = ["MCMC"]
@@ -74,14 +75,14 @@ class MCMC:
                 "Pyro's own kernels run under pyro.infer.MCMC"
             )
         self.kernel = kernel
-        self.num_samples = _at_least("num_samples", num_samples, 1)
-        self.warmup_steps = _at_least(
+        self.num_samples = whole("num_samples", num_samples, 1)
+        self.warmup_steps = whole(
             "warmup_steps", num_samples if warmup_steps is None else warmup_steps, 0
         )
-        self.num_chains = _at_least("num_chains", num_chains, 1)
-        self.thinning = _at_least("thinning", thinning, 1)
+        self.num_chains = whole("num_chains", num_chains, 1)
+        self.thinning = whole("thinning", thinning, 1)
         size = num_chains if chain_batch_size is None else chain_batch_size
-        self.chain_batch_size = min(_at_least("chain_batch_size", size, 1), num_chains)
+        self.chain_batch_size = min(whole("chain_batch_size", size, 1), num_chains)
         self.initial_params = None if initial_params is None else dict(initial_params)
         self.disable_progbar = disable_progbar
         self.info: dict[str, Tensor] = {}
@@ -131,7 +132,7 @@ class MCMC:
         """
         if self._samples is None:
             raise ValueError("expected a finished run to extend, got none; call run(...) first")
-        count = _at_least("num_samples", num_samples or self.num_samples, 1)
+        count = whole("num_samples", num_samples or self.num_samples, 1)
         steps = count * self.thinning * len(self._batches)
         progress = Progress(steps, self.disable_progbar)
         before, info = self._samples, self.info
@@ -254,9 +255,3 @@ class MCMC:
 def _sizes(total: int, largest: int) -> list[int]:
     whole, rest = divmod(total, largest)
     return [largest] * whole + ([rest] if rest else [])
-
-
-def _at_least(name: str, value: int, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
-    return value
