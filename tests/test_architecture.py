@@ -12,13 +12,14 @@ import pytest
 
 from tests.modules import MODULES, ROOT
 
-BASE = {"errors", "checks"}
+BASE = {"errors", "checks", "modes"}
 BLOCKS = BASE | {"nn", "processes"}
 PROGRAM_PARTS = BLOCKS | {"transforms", "distributions"}
 # part: the parts it may import beside itself
 MAY_IMPORT = {
     "errors": set(),
-    "checks": {"errors"},
+    "modes": set(),
+    "checks": {"errors", "modes"},
     "nn": BASE,
     "processes": BASE,
     "graph": BLOCKS,

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyrogen.checks import check_pair
 from pyrogen.diagnostics._sites import kind, plates, scored
+from pyrogen.modes import evaluation_mode, trained_parameters
 
 __all__ = [
     "Pair",
@@ -138,14 +139,6 @@ def predict(
 
 @contextmanager
 def evaluating(*programs: Any) -> Iterator[None]:
-    """No gradients, and every module in evaluation mode; modes are put back afterwards."""
-    modules = [m for p in programs if isinstance(p, nn.Module) for m in p.modules()]
-    modes = [module.training for module in modules]
-    try:
-        for module in modules:
-            module.training = False
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
+    """No gradients, modules in evaluation mode, and the parameters that were trained."""
+    with trained_parameters(*programs), evaluation_mode(*programs), torch.no_grad():
+        yield

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import pickle
+import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from pyro import poutine
@@ -18,19 +21,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from pyrogen.errors import GraphError
-from pyrogen.graph._sources import (
-    Attribute,
-    ModulesSeen,
-    Source,
-    attributes_of,
-    lift,
-    sources_of,
-)
+from pyrogen.graph._sources import Attribute, Source, Surroundings, is_constant, lift
 from pyrogen.graph._watch import Watch, explain, refuse_dynamic_shapes
 
 __all__ = ["Captured", "Graph"]
 
 _MANY_CAPTURES = 16
+_KEPT = 8  # graphs of one signature, for different surroundings: train and eval, frozen or not
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ class Graph:
             ``module.print_readable()``.
         run: the same function, compiled where a C++ compiler is at hand.
         captured: the tensors that the program reads from outside its arguments.
-        attributes: the plain attributes of the modules, as they stood when the graph was captured.
+        attributes: what else it may read there, as it stood when the graph was captured.
         targets: for each gradient among the outputs, the index into ``(*captured, *inputs)`` of the
             tensor it belongs to.
         structure: how the outputs before the gradients are nested.
@@ -62,8 +59,10 @@ class Graph:
 
     def read(self) -> list[Tensor] | None:
         """The captured tensors as they are now, or ``None`` if the graph no longer fits them."""
-        if not all(attribute.holds() for attribute in self.attributes):
-            return None
+        for attribute in self.attributes:
+            unchanged = attribute.read() is attribute.value and not attribute.mutable
+            if not (unchanged or attribute.holds()):
+                return None
         tensors = []
         for source in self.captured:
             tensor = source.current()
@@ -111,7 +110,7 @@ class Captured:
         self.function = function
         self.prepare = prepare
         self.compile = compile
-        self.graphs: dict[Any, Graph] = {}
+        self._graphs: dict[Any, list[Graph]] = {}
         self.captures = 0  # how many graphs were made so far
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -142,17 +141,18 @@ class Captured:
         leaves, structure = pytree.tree_flatten((args, kwargs))
         inputs = [leaf.contiguous() for leaf in leaves if isinstance(leaf, Tensor)]
         key = (differentiate, structure, *_torch_modes(), *map(_signature, leaves))
-        try:
-            graph = self.graphs.get(key)
-        except TypeError as error:
-            raise TypeError(
-                "arguments of a compiled program: expected tensors or hashable values, got "
-                f"{[type(x).__name__ for x in leaves if not isinstance(x, Tensor)]}"
-            ) from error
-        if graph is not None and (captured := graph.read()) is not None:
-            return graph, captured + inputs
-        graph = self.graphs[key] = self._capture(differentiate, args, kwargs)
-        return graph, [source.read() for source in graph.captured] + inputs
+        known = self._graphs.get(key, ())
+        for graph in known:
+            if (captured := graph.read()) is not None:
+                return graph, captured + inputs
+        graph = self._capture(differentiate, args, kwargs)
+        self._graphs[key] = [graph, *known][:_KEPT]
+        return graph, [source.reads[0]() for source in graph.captured] + inputs
+
+    @property
+    def graphs(self) -> list[Graph]:
+        """The graphs made so far and still kept, latest first."""
+        return [graph for graphs in reversed(self._graphs.values()) for graph in graphs]
 
     def _capture(self, differentiate: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Graph:
         self.captures += 1
@@ -163,11 +163,12 @@ class Captured:
                 RuntimeWarning,
                 stacklevel=4,
             )
-        with _forked_rng(), ModulesSeen() as seen, poutine.block():
+        roots = [self.function, *pytree.tree_leaves((args, kwargs))]
+        with _forked_rng(), Surroundings(roots) as surroundings, poutine.block():
             if self.prepare is not None:
                 self.prepare(*args, **kwargs)
             recording = _Recording(self.function, args, kwargs, differentiate)
-            return _graph(recording, seen, self.compile)
+            return _graph(recording, surroundings, self.compile)
 
 
 class _Recording:
@@ -183,7 +184,7 @@ class _Recording:
         self._function = function
         self._differentiate = differentiate
         self._leaves, self._arguments = pytree.tree_flatten((args, kwargs))
-        # New objects: an argument passed twice, or closed over too, stays two inputs of the graph.
+        # New objects: an argument given twice, or closed over too, stays two inputs of the graph.
         self.inputs = [
             leaf.detach().contiguous().requires_grad_(leaf.requires_grad)
             for leaf in self._leaves
@@ -193,6 +194,7 @@ class _Recording:
 
     def record(self) -> torch.fx.GraphModule:
         with (
+            _refused_side_effects(),
             pyro.validation_enabled(False),
             torch.set_grad_enabled(self._differentiate),
             torch.autograd.set_multithreading_enabled(False),
@@ -222,7 +224,7 @@ class _Recording:
         return [result.detach() for result in results]
 
 
-def _graph(recording: _Recording, seen: ModulesSeen, compile: bool) -> Graph:
+def _graph(recording: _Recording, surroundings: Surroundings, compile: bool) -> Graph:
     """Records a function as a :class:`Graph`."""
     module = recording.record()
     refuse_dynamic_shapes(module)
@@ -238,8 +240,8 @@ def _graph(recording: _Recording, seen: ModulesSeen, compile: bool) -> Graph:
     return Graph(
         module=module,
         run=_compiled(module, example) if compile else module,
-        captured=tuple(sources_of(captured, seen)),
-        attributes=tuple(attributes_of(seen)),
+        captured=surroundings.sources(captured),
+        attributes=surroundings.attributes(),
         targets=tuple(places[id(target)] for target in recording.targets),
         structure=recording.structure,
     )
@@ -252,6 +254,12 @@ def _local(tensor: Tensor, requires_grad: bool) -> Tensor:
 def _signature(leaf: Any) -> tuple[Any, ...]:
     if isinstance(leaf, Tensor):
         return leaf.shape, leaf.dtype, leaf.device, leaf.requires_grad
+    if not is_constant(leaf) and not callable(leaf):
+        raise TypeError(
+            "arguments of a compiled program: expected tensors, numbers, strings, functions, or "
+            f"lists, tuples and dictionaries of these, got {type(leaf).__name__}, which may change "
+            "unseen"
+        )
     return type(leaf), leaf
 
 
@@ -266,7 +274,10 @@ def _distinct(gradients: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 def _torch_modes() -> tuple[Any, ...]:
     """What else decides which operations a program does."""
-    autocast = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
+    autocast = [
+        torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        for device in ("cpu", "cuda")
+    ]
     return torch.get_default_dtype(), *autocast
 
 
@@ -290,6 +301,33 @@ def _forked_rng() -> Iterator[None]:
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices=list(devices)):
         yield
+
+
+@contextmanager
+def _refused_side_effects() -> Iterator[None]:
+    """What a graph would not repeat: draws of other generators, writing to the parameter store."""
+    store = pyro.get_param_store()
+    stored, others = store.get_state(), _other_generators()
+    before = dict(store.named_parameters())
+    yield
+    after = dict(store.named_parameters())
+    if _other_generators() != others:
+        raise GraphError(
+            "the program draws random numbers from Python's or NumPy's generator, which a graph "
+            "cannot repeat; expected torch's. Draw them with torch, or run it uncompiled"
+        )
+    written = [n for n in before.keys() | after.keys() if before.get(n) is not after.get(n)]
+    if written:
+        store.set_state(stored)
+        raise GraphError(
+            f"the program writes the parameters {sorted(written)} while it runs (as a decaying "
+            "average baseline does), which a graph cannot repeat; expected parameters that only "
+            "the optimiser changes. Run it uncompiled"
+        )
+
+
+def _other_generators() -> bytes:
+    return pickle.dumps((random.getstate(), np.random.get_state()))  # noqa: NPY002 others draw there
 
 
 def _compiled(

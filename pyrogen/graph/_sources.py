@@ -1,57 +1,88 @@
-"""What a program reads from outside its arguments, and where to read it at the next call."""
+"""What a program reads from outside its arguments, and where to read it at the next call.
+
+A program is followed to whatever it may read: the modules it is made of, the variables that its
+functions close over or find among their globals, the objects that its methods belong to. Of these
+*places*, those that hold a captured tensor are read at every call, and those that hold anything
+else (a number, a flag, a list, a submodule) must hold the same as when the program was captured.
+"""
 
 from __future__ import annotations
 
+import enum
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from types import FunctionType, MethodType
 from typing import Any
 
 import pyro
 import torch
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-__all__ = ["Attribute", "ModulesSeen", "Source", "attributes_of", "lift", "sources_of"]
+__all__ = ["Attribute", "Source", "Surroundings", "is_constant", "lift"]
 
 Read = Callable[[], Any]
+
+_CONSTANTS = (
+    type(None), bool, int, float, complex, str, bytes, enum.Enum,
+    torch.dtype, torch.device, torch.Size, torch.layout,
+)  # fmt: skip
+_CONTAINERS = (list, tuple, dict)
+_LIBRARIES = ("torch", "pyro", "pyrogen", "numpy", "scipy", "functools", "contextlib", "builtins")
+_INTERNAL = set(vars(nn.Module()))
+_LONG = 256
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a captured tensor lives: ``read`` fetches what stands there now."""
+    """A captured tensor, and the places that held it."""
 
-    read: Read
+    reads: tuple[Read, ...]
     layout: tuple[Any, ...]
 
     def current(self) -> Tensor | None:
-        """The tensor, or ``None`` if it is gone or laid out differently than when captured."""
-        tensor = self.read()
-        return tensor if tensor is not None and _layout(tensor) == self.layout else None
+        """The tensor there now, or ``None`` if places disagree or its layout is another."""
+        tensor = self.reads[0]()
+        if any(read() is not tensor for read in self.reads[1:]):
+            return None
+        return tensor if isinstance(tensor, Tensor) and _layout(tensor) == self.layout else None
 
 
 @dataclass(frozen=True)
 class Attribute:
-    """A submodule, flag or number of a module, as it was when a program was captured."""
+    """What else a place held when a program was captured."""
 
-    owner: dict[str, Any]
-    name: str
+    read: Read
     value: Any
+    snapshot: Any
+    mutable: bool
 
     def holds(self) -> bool:
-        now = self.owner.get(self.name)
-        return now is self.value or bool(now == self.value)
+        """Whether it holds the same now."""
+        now = self.read()
+        return (now is self.value and not self.mutable) or _snapshot(now) == self.snapshot
 
 
-class ModulesSeen:
-    """Notes the modules that run inside, and puts their buffers back at the end.
+class Surroundings:
+    """All that a program may read, noted while it runs; buffers are put back at the end.
 
-    So it is known what a program reads, however it was wrapped, and running it to capture it moves
-    no running statistics.
+    Modules that run are noted too, so that none is missed however it is wrapped, and capturing a
+    program moves no running statistics.
+
+    Args:
+        roots: the program: functions, methods, modules, handlers around them.
     """
 
-    def __enter__(self) -> ModulesSeen:
+    def __init__(self, roots: Iterable[Any]) -> None:
+        self._roots = list(roots)
+
+    def __enter__(self) -> Surroundings:
         self._buffers: dict[nn.Module, dict[str, Tensor]] = {}
+        for thing in list(_reachable(self._roots)):
+            if isinstance(thing, nn.Module):
+                self._note(thing, None)
         self._hook = register_module_forward_pre_hook(self._note)
         return self
 
@@ -64,14 +95,140 @@ class ModulesSeen:
                     if buffer is not None and buffer.shape == value.shape:
                         buffer.copy_(value)
 
-    def __iter__(self) -> Iterator[nn.Module]:
-        """The modules, with all that they hold, each once."""
-        yield from dict.fromkeys(part for module in self._buffers for part in module.modules())
+    def sources(self, tensors: Sequence[Tensor]) -> tuple[Source, ...]:
+        """Where each tensor is held; one that no place holds is kept as the object it is."""
+        holders: dict[int, list[Read]] = {}
+        for read, value in [*self._places(), *_stored()]:
+            if isinstance(value, Tensor):
+                holders.setdefault(id(value), []).append(read)
+        return tuple(
+            Source(tuple(holders.get(id(x), [functools.partial(_itself, x)])), _layout(x))
+            for x in tensors
+        )
+
+    def attributes(self) -> tuple[Attribute, ...]:
+        """What the places hold that is no tensor."""
+        return tuple(
+            Attribute(read, value, _snapshot(value), _is_mutable(value))
+            for read, value in self._places()
+            if not isinstance(value, Tensor)
+        )
+
+    def _places(self) -> Iterator[tuple[Read, Any]]:
+        for thing in _reachable([*self._roots, *self._buffers]):
+            yield from _namespace(thing)
 
     def _note(self, module: nn.Module, _: Any) -> None:
         if module not in self._buffers:
             buffers = module._buffers.items()
             self._buffers[module] = {n: b.detach().clone() for n, b in buffers if b is not None}
+
+
+def is_constant(value: Any) -> bool:
+    """Whether a value is one of a kind that cannot change."""
+    return isinstance(value, _CONSTANTS)
+
+
+def _reachable(roots: Iterable[Any]) -> Iterator[Any]:
+    """The modules, functions and owners of methods that ``roots`` lead to, each once."""
+    stack, seen = list(roots), set()
+    while stack:
+        thing = stack.pop()
+        if id(thing) in seen:
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, functools.partial):
+            stack += [thing.func, *thing.args, *thing.keywords.values()]
+        elif isinstance(thing, MethodType):
+            stack += [thing.__func__, _Owner(thing.__self__)]
+        elif isinstance(thing, _Owner):
+            yield thing.value
+            stack += _inside(thing.value)
+        elif isinstance(thing, (nn.Module, FunctionType, Messenger)):
+            yield thing
+            stack += _inside(thing)
+        elif isinstance(thing, _CONTAINERS):
+            if len(thing) <= _LONG:
+                stack += thing.values() if isinstance(thing, dict) else thing
+        elif callable(thing) and hasattr(thing, "__dict__") and not isinstance(thing, type):
+            stack.append(_Owner(thing))
+
+
+@dataclass(frozen=True)
+class _Owner:
+    """An object whose method is called: its attributes count, whatever it is."""
+
+    value: Any
+
+
+def _inside(thing: Any) -> list[Any]:
+    """The values in the places of ``thing`` that may lead further."""
+    values = [value for _, value in _namespace(thing)]
+    return [value for value in values if not isinstance(value, (Tensor, *_CONSTANTS))]
+
+
+def _namespace(thing: Any) -> Iterator[tuple[Read, Any]]:
+    """The places of one thing: ``(read, what it holds)``."""
+    if isinstance(thing, FunctionType):
+        for cell in thing.__closure__ or ():
+            yield functools.partial(_contents, cell), _contents(cell)
+        if (thing.__module__ or "").split(".")[0] not in _LIBRARIES:
+            for name in thing.__code__.co_names:
+                if name in thing.__globals__:
+                    yield functools.partial(thing.__globals__.get, name), thing.__globals__[name]
+        return
+    groups = [getattr(thing, "__dict__", {})]
+    if isinstance(thing, nn.Module):
+        groups += [thing._parameters, thing._buffers, thing._modules]
+    for group in groups:
+        for name, value in group.items():
+            if name == "training" or not (name in _INTERNAL or name.startswith("_pyro_")):
+                yield functools.partial(group.get, name), value
+
+
+def _is_mutable(value: Any) -> bool:
+    """Whether what is inside of a value can change, and is compared."""
+    if isinstance(value, tuple):
+        return any(map(_is_mutable, value))
+    return isinstance(value, _CONTAINERS)
+
+
+def _contents(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not yet assigned
+        return None
+
+
+def _snapshot(value: Any, depth: int = 3) -> Any:
+    """A value that compares equal as long as ``value`` is the same to a program."""
+    if isinstance(value, _CONSTANTS):
+        return type(value), value
+    if isinstance(value, Tensor):
+        return Tensor
+    if isinstance(value, _CONTAINERS) and len(value) <= _LONG and depth:
+        items = value.items() if isinstance(value, dict) else value
+        return type(value), tuple(_snapshot(item, depth - 1) for item in items)
+    return id(value)
+
+
+def _stored() -> Iterator[tuple[Read, Tensor]]:
+    """The places of Pyro's parameter store, which holds unconstrained values."""
+    store = pyro.get_param_store()
+    for name, value in store.named_parameters():
+        yield functools.partial(_from_store, store, name), value
+
+
+def _from_store(store: Any, name: str) -> Any:
+    return store._params.get(name)  # the store has no public reader of unconstrained values
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad
 
 
 def lift(module: torch.fx.GraphModule) -> list[Tensor]:
@@ -97,40 +254,3 @@ def lift(module: torch.fx.GraphModule) -> list[Tensor]:
         graph.erase_node(node)
     module.recompile()
     return [tensor for tensor, _ in lifted.values()]
-
-
-def sources_of(tensors: Sequence[Tensor], modules: Iterable[nn.Module]) -> list[Source]:
-    """For each tensor, its place in the parameter store or in a module, else the tensor itself."""
-    places: dict[int, Read] = {}
-    for part in modules:
-        for group in (part.__dict__, part._buffers, part._parameters):
-            for name, value in group.items():
-                if isinstance(value, Tensor):
-                    places[id(value)] = functools.partial(group.get, name)
-    store = pyro.get_param_store()
-    for name, value in store.named_parameters():  # the store has the last word over a module
-        places[id(value)] = functools.partial(_stored, store, name)
-    return [Source(places.get(id(x), functools.partial(_itself, x)), _layout(x)) for x in tensors]
-
-
-def attributes_of(modules: Iterable[nn.Module]) -> Iterator[Attribute]:
-    """What else of the modules shapes the program: submodules, flags and numbers."""
-    for part in modules:
-        for name, child in part._modules.items():
-            yield Attribute(part._modules, name, child)
-        for name, value in part.__dict__.items():
-            if value is None or isinstance(value, (bool, int, float, str)):
-                yield Attribute(part.__dict__, name, value)
-
-
-def _stored(store: Any, name: str) -> Tensor | None:
-    tensor: Tensor | None = store._params.get(name)  # unconstrained; the store has no public reader
-    return tensor
-
-
-def _itself(tensor: Tensor) -> Tensor:
-    return tensor
-
-
-def _layout(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad

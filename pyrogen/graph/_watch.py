@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import CodeType, FrameType
 from typing import Any
 
 import torch
 from pyro.infer.util import Dice
+from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
 from pyro.util import warn_if_inf, warn_if_nan
 from torch import Tensor
 from torch._subclasses import FakeTensor
@@ -33,6 +35,7 @@ class Watch(TorchFunctionMode):
         super().__init__()
         self.objectives: list[Tensor] = []
         self.sites = _NameSites(self)
+        self.ranges: set[int] = set()  # the indices of plates that take all of their elements
         self._origins: dict[int, frozenset[str]] = {}
         self._made: set[int] = set()  # where the program's own results lie in memory
         self._alive: list[Tensor] = []  # so that no id is used twice
@@ -47,19 +50,15 @@ class Watch(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        caller = sys._getframe(1)
         if func is Tensor.backward:
             self.objectives.append(args[0])
             return None
-        if func is Tensor.register_hook and _called_from(_WARNINGS):
-            return None
-        caller = sys._getframe(1)
         if func in _READS:
             return self._read(func, args, kwargs, caller)
-        if func is Tensor.masked_select and caller.f_code is _DICE:
-            return torch.where(args[1], args[0], 0)
-        if func is torch.nn.functional.one_hot:
-            return self._one_hot(*args, **kwargs)
-        if func in _DYNAMIC or (func is Tensor.__getitem__ and _has_mask(args[1])):
+        if (stand_in := self._stand_in(func, args, caller)) is not None:
+            func = stand_in
+        elif func in _DYNAMIC or (func is Tensor.__getitem__ and _has_mask(args[1])):
             raise GraphError(self._message("the shape of a tensor", args))
         result = func(*args, **kwargs)
         self._inherit(result, args, kwargs)
@@ -86,14 +85,18 @@ class Watch(TorchFunctionMode):
                 self._origins.setdefault(id(output), origin)
             self._made |= _memory(outputs) - _memory(inputs)
 
-    def _one_hot(self, tensor: Tensor, num_classes: int = -1) -> Tensor:
-        """As torch's, which reads the values to check them."""
-        if num_classes < 0:
-            raise GraphError(self._message("the shape of a tensor", (tensor,)))
-        classes = torch.arange(num_classes, device=tensor.device)
-        hot = (tensor.unsqueeze(-1) == classes).long()
-        self._inherit(hot, (tensor,), {})
-        return hot
+    def _stand_in(self, func: Any, args: Any, caller: FrameType) -> Callable[..., Any] | None:
+        """What does the same as ``func`` without reading values, where code of torch or Pyro is
+        known to read them for no more than a check or a short cut."""
+        if func is Tensor.unbind and id(args[0]) in self.ranges and _called_from(_PLATES):
+            return _range
+        if func is Tensor.register_hook and _called_from(_WARNINGS):
+            return _no_hook
+        if func is Tensor.masked_select and caller.f_code is _DICE:
+            return _zero_elsewhere
+        if func is torch.nn.functional.one_hot:
+            return _one_hot
+        return None
 
     def _origin(self, values: Any) -> frozenset[str]:
         origins = (self._origins.get(id(x), frozenset()) for x in _tensors(values))
@@ -132,8 +135,11 @@ class _NameSites(Messenger):
         self._watch = watch
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if isinstance(msg["value"], Tensor):
-            self._watch.name(msg["value"], f"site {msg['name']!r}")
+        value, fn = msg["value"], msg["fn"]
+        if isinstance(fn, _Subsample) and (fn.subsample_size or fn.size) >= fn.size:
+            self._watch.ranges.add(id(value))
+        elif isinstance(value, Tensor):
+            self._watch.name(value, f"site {msg['name']!r}")
 
 
 _READS = {
@@ -168,6 +174,7 @@ _DYNAMIC = {
 }
 # Pyro looks for NaN in its losses, whatever the validation flags say.
 _WARNINGS = {warn_if_nan.__code__, warn_if_inf.__code__}
+_PLATES = {IndepMessenger.__iter__.__code__}
 # Pyro's expectation over enumerated sites leaves out terms of probability zero, whose cost may be
 # infinite; in a graph their probability and cost become zero instead.
 _DICE = Dice.compute_expectation.__code__
@@ -185,7 +192,7 @@ def explain(what: str, origin: str) -> str:
     return (
         f"the structure of the program depends on {what} that differs from call to call, computed "
         f"from {origin}; expected static structure. Use tensor operations instead (torch.where, "
-        "poutine.mask), or run it uncompiled (compile=False, or the objective without Compiled)"
+        "poutine.mask), or run it uncompiled (an ELBO without Compiled, a kernel by compile=False)"
     )
 
 
@@ -200,6 +207,25 @@ def _called_from(codes: set[CodeType], depth: int = 5) -> bool:
             return True
         frame, depth = frame.f_back, depth - 1
     return False
+
+
+def _range(indices: Tensor, dim: int = 0) -> tuple[int, ...]:
+    return tuple(range(len(indices)))
+
+
+def _no_hook(tensor: Tensor, hook: Any) -> None:
+    return None
+
+
+def _zero_elsewhere(tensor: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask, tensor, 0)
+
+
+def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+    if num_classes < 0:
+        raise GraphError(explain("the shape of a tensor", "one_hot without num_classes"))
+    classes = torch.arange(num_classes, device=tensor.device)
+    return (tensor.unsqueeze(-1) == classes).long()
 
 
 def _tensors(values: Any) -> list[Tensor]:

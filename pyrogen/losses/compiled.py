@@ -13,16 +13,26 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import pyro
 import torch
-from pyro.infer import ELBO
+from pyro import poutine
+from pyro.infer import (
+    ELBO,
+    JitTrace_ELBO,
+    JitTraceEnum_ELBO,
+    JitTraceGraph_ELBO,
+    TraceTailAdaptive_ELBO,
+)
 from pyro.poutine.runtime import _PYRO_STACK, effectful
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from pyrogen.checks import check_pair, nonfinite_site
 from pyrogen.errors import NonFiniteError
@@ -31,6 +41,9 @@ from pyrogen.graph import Captured
 __all__ = ["Compiled"]
 
 Program = Callable[..., Any]
+_MANY_PAIRS = 16
+# Compiled already, or with a gradient but no loss.
+_REFUSED = (JitTrace_ELBO, JitTraceGraph_ELBO, JitTraceEnum_ELBO, TraceTailAdaptive_ELBO)
 
 
 class Compiled(ELBO):
@@ -42,8 +55,9 @@ class Compiled(ELBO):
     each shape takes some seconds: it runs the pair under Pyro's validation, captures and compiles.
 
     Args:
-        elbo: any objective with Pyro's ELBO interface, in any number of particles (vectorise many:
-            a loop over particles is unrolled).
+        elbo: ``Trace_ELBO``, ``TraceMeanField_ELBO``, ``TraceEnum_ELBO``, ``TraceGraph_ELBO``,
+            ``RenyiELBO``, ``ReweightedWakeSleep``, or another objective with their interface, in
+            any number of particles (vectorise many: a loop over particles is unrolled).
         compile: ``False`` runs the captured graph operation by operation, to look for faults.
 
     Raises:
@@ -79,15 +93,16 @@ class Compiled(ELBO):
     """
 
     def __init__(self, elbo: ELBO, compile: bool = True) -> None:
-        if not isinstance(elbo, ELBO) or isinstance(elbo, Compiled):
+        name = type(elbo).__name__
+        if not isinstance(elbo, ELBO) or isinstance(elbo, (Compiled, *_REFUSED)):
             raise TypeError(
-                f"Compiled: expected an ELBO such as Trace_ELBO(), got {type(elbo).__name__}"
+                f"Compiled: expected an uncompiled ELBO, such as Trace_ELBO(), got {name}"
             )
         super().__init__(num_particles=elbo.num_particles)
         self.elbo: Any = elbo
         self.compile = compile
         self._steps = 0
-        self._pairs: dict[tuple[int, int], _Pair] = {}
+        self._pairs: dict[Any, _Pair] = {}
 
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Any:
         """The estimate, without gradient, as a float (or what ``elbo`` returns in its place)."""
@@ -105,11 +120,13 @@ class Compiled(ELBO):
         loss = self._finite(pair, loss, args, kwargs)
         self._steps += 1
         for leaf, gradient in zip(leaves, gradients, strict=True):
-            if leaf.grad is None:
+            if not leaf.is_leaf:  # an argument that was computed from other parameters
+                leaf.backward(gradient)
+            elif leaf.grad is None:
                 leaf.grad = gradient
             else:
                 leaf.grad.add_(gradient)  # in place, as autograd accumulates
-        _announce(leaves)
+        pair.announce(leaves)
         return loss
 
     def differentiable_loss(
@@ -131,10 +148,18 @@ class Compiled(ELBO):
         return differentiable
 
     def _pair(self, model: Program, guide: Program) -> _Pair:
-        key = id(model), id(guide)
-        if key not in self._pairs:
-            self._pairs[key] = _Pair(copy.copy(self.elbo), model, guide, self.compile)
-        return self._pairs[key]
+        key = _identity(model), _identity(guide)
+        pair = self._pairs.get(key)
+        if pair is None or pair.options != vars(self.elbo):
+            if len(self._pairs) == _MANY_PAIRS:
+                warnings.warn(
+                    f"Compiled was given {_MANY_PAIRS} pairs of programs and compiles each; wrap a "
+                    "model or guide in its handlers once, not at every call",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+            pair = self._pairs[key] = _Pair(self.elbo, model, guide, self.compile)
+        return pair
 
     def _finite(
         self, pair: _Pair, loss: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -160,46 +185,60 @@ class Compiled(ELBO):
         return {**self.__dict__, "_pairs": {}}  # graphs are made anew where they are needed
 
 
-@dataclass
 class _Pair:
     """A model and a guide, with the graphs of their loss."""
 
-    elbo: Any  # a copy of its own: Pyro keeps the plate depth of one pair on the object
-    model: Program
-    guide: Program
-    compile: bool
-    loss: Captured = field(init=False)
-    loss_and_grads: Captured = field(init=False)
+    def __init__(self, elbo: Any, model: Program, guide: Program, compile: bool) -> None:
+        self.model, self.guide = model, guide
+        self.options = dict(vars(elbo))
+        # A copy of its own: Pyro keeps the plate depth of one pair on the object.
+        elbo = copy.copy(elbo)
+        self.loss = Captured(_bound(elbo.loss, model, guide), self._prepare, compile)
+        bound = _bound(elbo.loss_and_grads, model, guide)
+        self.loss_and_grads = Captured(bound, self._prepare_gradient, compile)
+        self._run = bound
+        self._names: set[str] = set()
+        self._trained: set[int] = set()
 
-    def __post_init__(self) -> None:
-        for method in ("loss", "loss_and_grads"):
-            function = self._bound(getattr(self.elbo, method))
-            setattr(self, method, Captured(function, self._prepare, self.compile))
-
-    def _bound(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *args, **kwargs: method(self.model, self.guide, *args, **kwargs)
+    def announce(self, leaves: Sequence[Tensor]) -> None:
+        """Sends the ``param`` messages of the pair, by which ``SVI`` learns what to optimise."""
+        if not _PYRO_STACK:
+            return
+        store = pyro.get_param_store()
+        for i, leaf in enumerate(leaves):
+            name = store.param_name(leaf)
+            if name in self._names or (name is None and id(leaf) in self._trained):
+                value = leaf.detach()
+                value.unconstrained = weakref.ref(leaf)  # type: ignore[attr-defined]
+                name = name or f"parameter {i}"
+                effectful(_Constant(value), type="param")(name, name=name)
 
     def _prepare(self, *args: Any, **kwargs: Any) -> None:
-        """Runs the pair as Pyro does: creates lazy parameters and raises the user's errors."""
+        """Raises the user's errors, in Pyro's words or ours."""
         with torch.no_grad():
             check_pair(self.model, self.guide, args, kwargs)
-            self.elbo.loss(self.model, self.guide, *args, **kwargs)
+
+    def _prepare_gradient(self, *args: Any, **kwargs: Any) -> None:
+        """Besides, runs as Pyro does: to create lazy parameters, and to see which are announced."""
+        self._prepare(*args, **kwargs)
+        with poutine.trace(param_only=True) as seen, _WithoutBackward():
+            self._run(*args, **kwargs)
+        self._names = set(seen.trace.nodes)
+        values = [site["value"] for site in seen.trace.nodes.values()]
+        self._trained = {id(getattr(x, "unconstrained", lambda x=x: x)()) for x in values}
 
 
-def _announce(leaves: Sequence[Tensor]) -> None:
-    """Sends the ``param`` messages of a program, by which ``SVI`` learns what to optimise.
+def _bound(method: Callable[..., Any], model: Program, guide: Program) -> Callable[..., Any]:
+    return lambda *args, **kwargs: method(model, guide, *args, **kwargs)
 
-    As in Pyro, that is what the parameter store holds, or all under ``module_local_params``.
-    """
-    if not _PYRO_STACK:
-        return
-    store, local = pyro.get_param_store(), pyro.settings.get("module_local_params")
-    for i, leaf in enumerate(leaves):
-        name = store.param_name(leaf) or (f"parameter {i}" if local else None)
-        if name is not None:
-            value = leaf.detach()
-            value.unconstrained = weakref.ref(leaf)  # type: ignore[attr-defined]
-            effectful(_Constant(value), type="param")(name, name=name)
+
+class _WithoutBackward(TorchFunctionMode):
+    """Inside, ``backward`` does nothing."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        return None if func is Tensor.backward else func(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True)
@@ -228,6 +267,13 @@ class _WithGradient(torch.autograd.Function):
         if scale.device.type != "cpu" or float(scale) != 1.0:
             gradients = tuple(torch._foreach_mul(gradients, scale))
         return None, None, *gradients
+
+
+def _identity(program: Program) -> tuple[int, ...]:
+    """A method is a new object each time it is looked up; its owner and function are not."""
+    if isinstance(program, MethodType):
+        return id(program.__self__), id(program.__func__)
+    return (id(program),)
 
 
 def _is_watched() -> bool:

@@ -10,7 +10,7 @@ the ``B``.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
@@ -123,7 +123,7 @@ class IterableBatches:
         self._loader = loader
         self._shard = shard
         self.seed = seed
-        self.num_batches: int | None = len(loader) if isinstance(loader, Sized) else None
+        self.num_batches: int | None = _length(loader)
 
     def epoch(self, number: int, skip: int = 0) -> Iterator[Batch]:
         # A DataLoader draws its seeds from torch's generator when its first batch is asked for.
@@ -191,6 +191,15 @@ def as_tensors(data: Any, name: str) -> tuple[Tensor, ...]:
     if len(set(lengths)) > 1:
         raise ValueError(f"{name}: expected tensors of one length, got lengths {lengths}")
     return tensors
+
+
+def _length(loader: Any) -> int | None:
+    """The number of batches, where known: a ``DataLoader`` has ``__len__`` in any case, which fails
+    over an ``IterableDataset``."""
+    try:
+        return len(loader)
+    except (TypeError, NotImplementedError):
+        return None
 
 
 def _checksum(tensor: Tensor) -> int:

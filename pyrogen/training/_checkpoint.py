@@ -2,8 +2,8 @@
 
 A checkpoint is a directory ``checkpoint-<n>`` with two files: ``tensors.pt``, a flat dictionary of
 tensors, and ``state.json``, which holds all else, the configuration of the run, and the SHA-256 of
-the tensors' file. Both are written and flushed to disk under a temporary name; the renaming of the
-directory, which is atomic, makes them a checkpoint. The last two are kept.
+the two. Both are written and flushed to disk under a temporary name, which says who writes; the
+renaming of the directory, which is atomic, makes them a checkpoint. The last two are kept.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ import json
 import os
 import pickle
 import re
+import secrets
 import shutil
+import socket
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +28,22 @@ from pyrogen.training._packing import pack, unpack
 
 FORMAT = 1
 _NAME = re.compile(r"checkpoint-(\d{8})")
-_PARTIAL = ".partial-"
+_DAMAGES = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    pickle.UnpicklingError,
+)
 
 
 class CheckpointDirectory:
     """The checkpoints of one run.
 
     Args:
-        path: where they lie; made when the first is saved.
+        path: where they lie.
         config: what must agree for the run to be continued; JSON.
     """
 
@@ -40,6 +51,21 @@ class CheckpointDirectory:
         self.path = Path(path)
         self._config = json.loads(json.dumps(config))
         self._first = 0
+
+    def prepare(self) -> None:
+        """Makes the directory, and tries to write in it.
+
+        Raises:
+            ValueError: if that fails.
+        """
+        try:
+            with self._partial():
+                self._found()
+        except OSError as error:
+            raise ValueError(
+                f"checkpoint_dir: expected a directory to read and write in, got {self.path} "
+                f"({error}); choose another"
+            ) from error
 
     def start_anew(self) -> None:
         """Checkpoints that are here now give way to the next one saved."""
@@ -54,7 +80,7 @@ class CheckpointDirectory:
         for number, path in sorted(self._found().items(), reverse=True):
             try:
                 content = _read(path)
-            except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+            except _DAMAGES as error:
                 warnings.warn(f"{path} is damaged and not used: {error}", stacklevel=2)
                 continue
             self._check(content["config"])
@@ -65,17 +91,39 @@ class CheckpointDirectory:
 
     def save(self, state: Mapping[str, Any]) -> Path:
         """Writes a state as the newest checkpoint and removes the one before the last."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        number = max(self._found(), default=-1) + 1
-        partial = self.path / f"{_PARTIAL}{number:08d}-{os.getpid()}"
-        final = self.path / f"checkpoint-{number:08d}"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        _write(partial, self._config, state)
-        partial.rename(final)
-        _flush(self.path)
+        with self._partial() as partial:
+            _write(partial, self._config, state)
+            number = self._publish(partial)
         self._remove_before(max(self._first, number - 1))
-        return final
+        return self._named(number)
+
+    @contextmanager
+    def _partial(self) -> Iterator[Path]:
+        """A directory to write in, which is gone afterwards."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        partial = self.path / f"{_own_partials()}{os.getpid()}-{secrets.token_hex(8)}"
+        partial.mkdir()
+        try:
+            yield partial
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def _publish(self, partial: Path) -> int:
+        """Makes the directory the newest checkpoint."""
+        number = max(self._found(), default=-1) + 1
+        while True:
+            try:
+                partial.rename(self._named(number))
+            except OSError:
+                if not self._named(number).exists():
+                    raise
+                number += 1  # another run was faster
+            else:
+                _flush(self.path)
+                return number
+
+    def _named(self, number: int) -> Path:
+        return self.path / f"checkpoint-{number:08d}"
 
     def _found(self) -> dict[int, Path]:
         if not self.path.is_dir():
@@ -85,7 +133,7 @@ class CheckpointDirectory:
 
     def _remove_before(self, oldest: int) -> None:
         old = [path for number, path in self._found().items() if number < oldest]
-        for path in [*old, *self.path.glob(f"{_PARTIAL}*")]:
+        for path in [*old, *_abandoned(self.path)]:
             shutil.rmtree(path, ignore_errors=True)
 
     def _check(self, saved: Mapping[str, Any]) -> None:
@@ -102,6 +150,32 @@ class CheckpointDirectory:
             )
 
 
+def _own_partials() -> str:
+    """How the names of what this machine is still writing begin; the number of the process and
+    something random follow."""
+    return f".partial-{socket.gethostname()}-"
+
+
+def _abandoned(directory: Path) -> list[Path]:
+    """What processes of this machine were writing when they were killed."""
+    begin = _own_partials()
+    partials = (path for path in directory.iterdir() if path.name.startswith(begin))
+    writers = ((path, path.name[len(begin) :].partition("-")[0]) for path in partials)
+    return [path for path, pid in writers if pid.isdecimal() and not _lives(int(pid))]
+
+
+def _lives(pid: int) -> bool:
+    if os.name == "nt":  # there, signal 0 is Ctrl-C
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
+
+
 def _write(directory: Path, config: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     tree, tensors = pack(state)
     torch.save(tensors, directory / "tensors.pt")
@@ -109,7 +183,7 @@ def _write(directory: Path, config: Mapping[str, Any], state: Mapping[str, Any])
         "format": FORMAT,
         "config": config,
         "state": tree,
-        "sha256": _sha256(directory / "tensors.pt"),
+        "sha256": _sha256(directory / "tensors.pt", config, tree),
     }
     (directory / "state.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
     for path in (directory / "tensors.pt", directory / "state.json", directory):
@@ -120,14 +194,17 @@ def _read(directory: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((directory / "state.json").read_text(encoding="utf-8"))
     if content["format"] != FORMAT:
         raise ValueError(f"expected format {FORMAT}, got {content['format']}")
-    if _sha256(directory / "tensors.pt") != content["sha256"]:
-        raise ValueError("the checksum of tensors.pt does not match")
+    expected = _sha256(directory / "tensors.pt", content["config"], content["state"])
+    if content["sha256"] != expected:
+        raise ValueError("the checksum does not match")
     tensors = torch.load(directory / "tensors.pt", map_location="cpu", weights_only=True)
     return {"config": content["config"], "state": unpack(content["state"], tensors)}
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _sha256(tensors: Path, config: Any, tree: Any) -> str:
+    digest = hashlib.sha256(tensors.read_bytes())
+    digest.update(json.dumps([config, tree]).encode())
+    return digest.hexdigest()
 
 
 def _flush(path: Path) -> None:

@@ -8,12 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import pyro
-from pyro.nn import PyroModule
-from torch import nn
-
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+    from lightning_fabric.plugins.precision import Precision
 
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true")
@@ -35,6 +32,7 @@ def start_fabric(accelerator: str, devices: Any, strategy: Any, precision: Any) 
     with _unchanged_globals():
         try:
             from lightning_fabric import Fabric
+            from lightning_fabric.plugins import MixedPrecision
             from lightning_fabric.strategies import (
                 DDPStrategy,
                 SingleDeviceStrategy,
@@ -43,9 +41,11 @@ def start_fabric(accelerator: str, devices: Any, strategy: Any, precision: Any) 
             raise ImportError(
                 "training.fit runs on Lightning Fabric: pip install 'pyrogen[train]'"
             ) from error
-        fabric = Fabric(
-            accelerator=accelerator, devices=devices, strategy=strategy, precision=precision
-        )
+        options = {"accelerator": accelerator, "devices": devices, "strategy": strategy}
+        plugin = _precision(precision)
+        fabric = Fabric(**options, plugins=[plugin])
+        if isinstance(plugin, MixedPrecision):
+            plugin.device = fabric.device.type
     spawns = getattr(fabric.strategy, "_start_method", "popen") != "popen"
     if spawns or not isinstance(fabric.strategy, SingleDeviceStrategy | DDPStrategy):
         raise ValueError(
@@ -53,6 +53,27 @@ def start_fabric(accelerator: str, devices: Any, strategy: Any, precision: Any) 
             f"{strategy!r}; in a notebook, use devices=1"
         )
     return fabric
+
+
+def _precision(name: str) -> Precision:
+    """Fabric's precision of this name, but it rounds neither the data under autocast, of which a
+    likelihood scores the values, nor a loss in float64."""
+    from lightning_fabric.plugins import DoublePrecision, HalfPrecision, MixedPrecision
+    from lightning_fabric.plugins.precision import Precision
+
+    class Mixed(MixedPrecision):
+        def convert_input(self, data: Any) -> Any:
+            return data
+
+    class Double(DoublePrecision):
+        def convert_output(self, data: Any) -> Any:
+            return data
+
+    if name == "bf16-mixed":
+        return Mixed("bf16-mixed", device="cpu")  # until Fabric has chosen one
+    if name == "bf16-true":
+        return HalfPrecision("bf16-true")
+    return Double() if name == "64-true" else Precision()
 
 
 @contextmanager
@@ -69,52 +90,3 @@ def _unchanged_globals() -> Iterator[None]:
     finally:
         if before is None:
             os.environ.pop(_SET_ON_IMPORT, None)
-
-
-@contextmanager
-def local_parameters(*programs: Any) -> Iterator[None]:
-    """Inside, programs keep their parameters to themselves instead of in Pyro's global store."""
-    with pyro.settings.context(module_local_params=True):
-        for program in programs:
-            for module in _modules(program):
-                # Pyro prepares this only in modules built while the setting was on.
-                if isinstance(module, PyroModule) and not hasattr(
-                    module._pyro_context, "param_state"
-                ):
-                    module._pyro_context.param_state = {"params": {}, "constraints": {}}
-        yield
-
-
-@contextmanager
-def training_mode(*programs: Any) -> Iterator[None]:
-    """Inside, a program in ``eval()`` mode is in ``train()`` mode. Where only some of its parts
-    are in ``eval()`` mode, that was meant, and stays."""
-    with _kept_modes(*programs):
-        for program in programs:
-            if isinstance(program, nn.Module) and not program.training:
-                program.train()
-        yield
-
-
-@contextmanager
-def evaluation_mode(*programs: Any) -> Iterator[None]:
-    """Inside, the programs are in ``eval()`` mode."""
-    with _kept_modes(*programs):
-        for program in programs:
-            if isinstance(program, nn.Module):
-                program.eval()
-        yield
-
-
-@contextmanager
-def _kept_modes(*programs: Any) -> Iterator[None]:
-    modes = [(module, module.training) for program in programs for module in _modules(program)]
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def _modules(program: Any) -> list[nn.Module]:
-    return list(program.modules()) if isinstance(program, nn.Module) else []

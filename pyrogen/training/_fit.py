@@ -24,9 +24,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from pyrogen.modes import local_parameters, training_mode
 from pyrogen.training._batches import Shard, make_batches
 from pyrogen.training._checkpoint import CheckpointDirectory
-from pyrogen.training._engine import local_parameters, start_fabric, training_mode
+from pyrogen.training._engine import start_fabric
 from pyrogen.training._loop import Loop
 from pyrogen.training._packing import pack
 from pyrogen.training._programs import Programs
@@ -90,20 +91,22 @@ def fit(
             An iterable brings its own batches.
         max_epochs: how often to go through the data. A finished run can be continued with more.
         validation_data: as ``data``; never shuffled.
-        validate_every: validate after every so many epochs, and after the last.
+        validate_every: validate after every so many epochs, and once more after the last. If the
+            last is none of them, its validation is for the history alone.
         patience: stop after so many validations in a row without a new best, and put the
             parameters of the best epoch back at the end. ``None``: train to ``max_epochs``.
         min_delta: nats per datum by which a new best must be lower.
         clip_norm: largest norm of the gradient (of the loss in nats per datum).
-        scheduler: makes a learning-rate scheduler from the optimizer. ``ReduceLROnPlateau`` gets
-            the validation loss, or the training loss where there is none.
+        scheduler: makes a learning-rate scheduler from the optimizer. ``ReduceLROnPlateau`` is
+            stepped with each validation loss, or with the training losses if there are no
+            validation data.
         scheduler_interval: step the scheduler after each ``"epoch"`` or each ``"step"``.
         ema_decay: keep a moving average of the parameters with this decay. Validation then
             measures the averages; the programs end with the parameters themselves, and
             :meth:`FitResult.load_ema` puts the averages in their place.
         shuffle: draw a new order of tensor data for each epoch.
-        checkpoint_dir: where to keep the last two checkpoints. Each is written whole or not at
-            all, and holds tensors and JSON only.
+        checkpoint_dir: where to keep the last two checkpoints; made if need be. Each is written
+            whole or not at all, and holds tensors and JSON only.
         checkpoint_interval: seconds between checkpoints; one more is written at the end.
         resume: if ``checkpoint_dir`` holds a checkpoint, continue it: bit for bit on the same
             machine, in mid-epoch too (for a ``DataLoader``: if its order comes from torch's
@@ -124,7 +127,8 @@ def fit(
     Raises:
         ImportError: if Lightning Fabric is not installed.
         ValueError: if model and guide do not match, data are empty or not finite, an option is out
-            of range, or ``checkpoint_dir`` holds a run of another configuration.
+            of range, the optimizer needs a closure, or ``checkpoint_dir`` cannot be written to or
+            holds a run of another configuration.
         TypeError: if an argument has the wrong type.
         NonFiniteError: if a loss is not finite; it is never skipped or replaced.
         KeyboardInterrupt: after Ctrl-C, when the current step is done and the checkpoint written.
@@ -246,6 +250,7 @@ def _checkpoints(
         "device": loop.fabric.device.type,
     }
     checkpoints = CheckpointDirectory(settings.checkpoint_dir, config)
+    checkpoints.prepare()
     if not settings.resume:
         checkpoints.start_anew()
     elif (state := checkpoints.load()) is not None:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from pyrogen.modes import evaluation_mode
 from pyrogen.training._averaging import MovingAverage, copy_parameters
 from pyrogen.training._batches import Batch, Batches
 from pyrogen.training._checkpoint import CheckpointDirectory
-from pyrogen.training._engine import evaluation_mode
 from pyrogen.training._interrupt import DeferredInterrupt
 from pyrogen.training._programs import Programs
 from pyrogen.training._progress import Progress
@@ -62,10 +62,8 @@ class Loop:
         trained = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
         self._names = [name for name, _ in trained]
         self._parameters = [parameter for _, parameter in trained]
-        self.optimizer = settings.optimizer(self._parameters)
-        self.scheduler: LRScheduler | None = None
-        if settings.scheduler is not None:
-            self.scheduler = settings.scheduler(self.optimizer)
+        self.optimizer = settings.make_optimizer(self._parameters)
+        self.scheduler = settings.make_scheduler(self.optimizer)
         self._ema = (
             None
             if settings.ema_decay is None
@@ -177,15 +175,20 @@ class Loop:
 
     def _end_epoch(self) -> None:
         train_loss = self._loss_sum / self._loss_count
-        validation_loss = self._validate()
+        # After the last epoch there is one in any case. Where it is not due it decides nothing: a
+        # run that goes on from here would not have had it.
+        due = (self._epoch + 1) % self._settings.validate_every == 0
+        last = self._epoch + 1 == self._settings.max_epochs
+        validation_loss = self._validate() if due or last else None
         self._history.train_loss.append(train_loss)
         self._history.validation_loss.append(
             math.nan if validation_loss is None else validation_loss
         )
-        if validation_loss is not None and self._stopping.update(self._epoch, validation_loss):
+        judged = validation_loss if due else None
+        if judged is not None and self._stopping.update(self._epoch, judged):
             self._keep_best()
-        if self.scheduler is not None and self._settings.scheduler_interval == "epoch":
-            self._step_scheduler(train_loss if validation_loss is None else validation_loss)
+        if self._settings.scheduler_interval == "epoch":
+            self._step_scheduler(train_loss if self._validation is None else judged)
         self._progress.end_epoch(train_loss, validation_loss)
         if self._settings.on_epoch_end is not None and self.fabric.is_global_zero:
             rate = self._history.learning_rate[-1]
@@ -196,18 +199,16 @@ class Loop:
         self._batch = 0
         self._loss_sum, self._loss_count = 0.0, 0
 
-    def _step_scheduler(self, loss: float) -> None:
+    def _step_scheduler(self, loss: float | None) -> None:
         if isinstance(self.scheduler, ReduceLROnPlateau):
-            self.scheduler.step(loss)
+            if loss is not None:
+                self.scheduler.step(loss)
         elif self.scheduler is not None:
             self.scheduler.step()
 
     def _validate(self) -> float | None:
         """The validation loss, in nats per datum, on the same noise after each epoch."""
-        last = self._epoch + 1 == self._settings.max_epochs
-        if self._validation is None or not (
-            last or (self._epoch + 1) % self._settings.validate_every == 0
-        ):
+        if self._validation is None:
             return None
         total, count = 0.0, 0
         seed = VALIDATION_NOISE + self._batches.seed + self.fabric.global_rank

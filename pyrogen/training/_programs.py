@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyrogen.checks import check_pair, nonfinite_site
 from pyrogen.errors import NonFiniteError
-from pyrogen.training._engine import evaluation_mode
+from pyrogen.modes import evaluation_mode
 from pyrogen.training._random import forked_rng
 
 if TYPE_CHECKING:
@@ -92,7 +92,12 @@ class Programs:
     def nonfinite(self, what: str, args: Sequence[Tensor], step: int) -> NonFiniteError:
         """The error for a loss or gradient that is not finite; names the site that is at fault."""
         args = self._fabric.strategy.precision.convert_input(tuple(args))
-        with pyro.validation_enabled(False), torch.no_grad(), forked_rng(self._fabric.device):
+        with (
+            pyro.validation_enabled(False),
+            torch.no_grad(),
+            forked_rng(self._fabric.device),
+            self._fabric.autocast(),
+        ):
             site = nonfinite_site(self.model, self.guide, args)
         parameter = _nonfinite_parameter(self.model) or _nonfinite_parameter(self.guide)
         where = f"site {site!r} is not" if site else "each site is, when run again"

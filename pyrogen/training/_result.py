@@ -100,8 +100,8 @@ class FitResult:
         history: losses, learning rates and gradient norms as arrays.
         num_epochs: epochs completed.
         num_steps: optimisation steps taken.
-        best_epoch: the epoch of lowest validation loss, counted from 0, or ``None`` without
-            validation data.
+        best_epoch: the epoch of lowest validation loss, of those that ``validate_every`` names;
+            counted from 0, or ``None`` if there was none.
         stopped_early: whether ``patience`` ended the run. The parameters are then, as always with
             ``patience``, those of ``best_epoch``.
         ema: moving averages of the parameters by name, or ``None`` without ``ema_decay``.

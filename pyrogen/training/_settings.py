@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor
 from torch.optim import Adam, Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pyrogen.training._result import EpochEnd
 
@@ -58,6 +59,40 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not callable(value):
                 raise TypeError(f"{name}: expected a function that makes or takes one, got {value}")
+
+    def make_optimizer(self, parameters: Sequence[Tensor]) -> Optimizer:
+        """The optimizer of these parameters.
+
+        Raises:
+            TypeError: if it is none of torch's.
+            ValueError: if its step needs a closure.
+        """
+        optimizer = self.optimizer(parameters)
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(
+                "optimizer: expected a function that makes a torch.optim.Optimizer, got one that "
+                f"makes {type(optimizer).__name__}"
+            )
+        closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+        if closure is not None and closure.default is closure.empty:
+            raise ValueError(
+                "optimizer: expected one that steps on one gradient, such as torch.optim.Adam, got "
+                f"{type(optimizer).__name__}, whose step needs a closure"
+            )
+        return optimizer
+
+    def make_scheduler(self, optimizer: Optimizer) -> LRScheduler | None:
+        """The schedule of this optimizer, if there is one.
+
+        Raises:
+            ValueError: if it waits for a loss, which is known after an epoch, after each step.
+        """
+        scheduler = None if self.scheduler is None else self.scheduler(optimizer)
+        if isinstance(scheduler, ReduceLROnPlateau) and self.scheduler_interval == "step":
+            raise ValueError(
+                "scheduler_interval: expected 'epoch' for ReduceLROnPlateau, got 'step'"
+            )
+        return scheduler
 
 
 def _check_whole(name: str, value: Any, optional: bool) -> None:

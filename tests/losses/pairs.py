@@ -140,6 +140,12 @@ def implicit_guide(x):
     pyro.sample("simplex", dist.Dirichlet(c))
 
 
+def one_by_one(x):
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    for i in pyro.plate("data", len(x)):
+        pyro.sample(f"x_{i}", dist.Normal(mean, 1.0), obs=x[i])
+
+
 def checked(x):
     """Sites that insist on validation, and a constant read in Python."""
     mean = pyro.sample("mean", dist.Normal(0.0, torch.tensor(1.0), validate_args=True))
@@ -169,6 +175,7 @@ PAIRS = {
     "eight schools, MAP": auto(Trace_ELBO(), eight_schools, AutoDelta),
     "subsampled plate": auto(Trace_ELBO(), subsampled),
     "scaled": written_by_hand(TraceMeanField_ELBO(), scaled, scaled_guide),
+    "sequential plate": auto(Trace_ELBO(), one_by_one),
     "masked": auto(Trace_ELBO(), masked),
     "enumerated mixture": auto(
         TraceEnum_ELBO(max_plate_nesting=1),

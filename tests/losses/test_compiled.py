@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 import pickle
+import random
 import subprocess
 import sys
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import SVI, JitTrace_ELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoDelta, AutoNormal
 from torch import nn
 
@@ -209,6 +211,151 @@ def test_parameters_are_read_at_every_call():
     assert_same(gradients(compiled, model, guide, args, 6), gradients(elbo, model, guide, args, 6))
 
 
+def test_a_second_model_in_the_store_does_not_take_the_place_of_the_first():
+    elbo, first, guide, args = vae(TraceMeanField_ELBO())()
+    compiled = Compiled(elbo, compile=False)
+    expected = gradients(compiled, first, guide, args, 1)[0]
+    pyro.clear_param_store()
+    _, second, other_guide, _ = vae(TraceMeanField_ELBO())()
+    assert gradients(compiled, second, other_guide, args, 1)[0] != expected
+    assert gradients(compiled, first, guide, args, 1)[0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_parameters_hidden_from_svi_are_not_optimised():
+    elbo, model, guide, args = vae(TraceMeanField_ELBO())()
+    frozen = copy.deepcopy(dict(model.named_parameters()))
+    hidden = poutine.block(model, hide_types=["param"])
+    svi = SVI(hidden, guide, pyro.optim.Adam({"lr": 0.1}), Compiled(elbo, compile=False))
+    before = copy.deepcopy(dict(guide.named_parameters()))
+    svi.step(*args)
+    assert all(torch.equal(p, frozen[name]) for name, p in model.named_parameters())
+    assert all(not torch.equal(p, before[name]) for name, p in guide.named_parameters())
+
+
+class Programs:
+    """A model and a guide as methods of a plain object, whose attributes they read."""
+
+    def __init__(self):
+        self.noise = 1.0
+        self.shifts = [0.0, 1.0]
+        self.x = torch.randn(5)
+
+    def model(self):
+        mean = pyro.sample("mean", dist.Normal(sum(self.shifts), 1.0))
+        with pyro.plate("data", len(self.x), dim=-1):
+            pyro.sample("x", dist.Normal(mean, self.noise), obs=self.x)
+
+    def guide(self):
+        pyro.sample("mean", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+
+
+def test_attributes_of_the_owner_of_a_method_are_not_baked_in():
+    programs, elbo = Programs(), Trace_ELBO()
+    compiled = Compiled(elbo, compile=False)
+
+    def check():
+        args = programs.model, programs.guide, (), 2
+        assert_same(gradients(compiled, *args), gradients(elbo, *args))
+
+    check()
+    programs.noise = 2.0
+    check()
+    programs.shifts[1] = 5.0  # the same list
+    check()
+    programs.x = torch.randn(5)
+    check()
+    programs.noise = torch.tensor(3.0)
+    check()
+    assert len(compiled._pairs) == 1
+
+
+noise = 1.0
+
+
+def test_variables_around_a_function_are_not_baked_in(monkeypatch):
+    data, elbo = torch.randn(5), Trace_ELBO()
+
+    def model():
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(data), dim=-1):
+            pyro.sample("x", dist.Normal(mean, noise), obs=data)
+
+    guide = AutoNormal(model)
+    guide()
+    compiled = Compiled(elbo, compile=False)
+
+    def check():
+        args = model, guide, (), 2
+        assert_same(gradients(compiled, *args), gradients(elbo, *args))
+
+    check()
+    monkeypatch.setitem(globals(), "noise", 2.0)
+    check()
+    data = torch.randn(5)
+    check()
+
+
+def test_options_of_the_elbo_are_not_baked_in():
+    elbo, model, guide, args = vae(Trace_ELBO())()
+    compiled = Compiled(elbo, compile=False)
+    for elbo.num_particles in (1, 3):
+        assert_same(
+            gradients(compiled, model, guide, args, 1), gradients(elbo, model, guide, args, 1)
+        )
+
+
+def test_switching_back_and_forth_captures_once_each():
+    elbo, model, guide, args = PAIRS["vae, batch normalisation"]()
+    compiled = Compiled(elbo, compile=False)
+    for _ in range(3):
+        for mode in (True, False):
+            guide.train(mode)
+            compiled.loss_and_grads(model, guide, *args)
+    (pair,) = compiled._pairs.values()
+    assert pair.loss_and_grads.captures == 2
+
+
+def test_the_gradient_reaches_what_an_argument_was_computed_from():
+    elbo, model, guide, (x,) = vae(TraceMeanField_ELBO())()
+    results = []
+    for loss in (elbo, Compiled(elbo, compile=False)):
+        brightness = torch.tensor(1.0, requires_grad=True)
+        pyro.set_rng_seed(3)
+        with pyro.validation_enabled(False):
+            loss.loss_and_grads(model, guide, x * brightness)
+        results.append(brightness.grad)
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("draw", [np.random.rand, random.random])
+def test_other_generators_are_refused(draw):
+    def model(x):
+        mean = pyro.sample("mean", dist.Normal(draw(), 1.0))
+        pyro.factor("x", (x * mean).sum())
+
+    guide = AutoNormal(model)
+    guide(torch.ones(2))
+    with pytest.raises(GraphError, match="Python's or NumPy's generator"):
+        Compiled(Trace_ELBO()).loss(model, guide, torch.ones(2))
+
+
+def test_a_program_that_writes_parameters_is_refused():
+    def guide(x):
+        baseline = {"baseline": {"use_decaying_avg_baseline": True}}
+        logits = pyro.param("logits", torch.zeros(8))
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("n", dist.Poisson(1.0))
+            pyro.sample("flag", dist.Bernoulli(logits=logits), infer=baseline)
+
+    _, model, _, args = PAIRS["score function, baseline"]()
+    TraceGraph_ELBO().loss_and_grads(model, guide, *args)
+    before = {n: p.clone() for n, p in pyro.get_param_store().named_parameters()}
+    with pytest.raises(GraphError, match="writes the parameters"):
+        Compiled(TraceGraph_ELBO()).loss_and_grads(model, guide, *args)
+    after = dict(pyro.get_param_store().named_parameters())
+    assert after.keys() == before.keys()
+
+
 def test_a_cleared_parameter_store_is_noticed():
     elbo, model, guide, args = PAIRS["scaled"]()
     compiled = Compiled(elbo, compile=False)
@@ -381,15 +528,17 @@ def test_mismatched_pairs_and_bad_data_are_refused_at_the_first_call():
         Compiled(TraceMeanField_ELBO()).loss(model, guide, x)
     with pytest.raises(ValueError, match=r"expected .*got"):
         Compiled(TraceMeanField_ELBO()).loss(model, AmortizedNormal(MLP(6, 4), 2), x[:, :5])
-    with pytest.raises(TypeError, match="expected an ELBO"):
+    with pytest.raises(TypeError, match="expected an uncompiled ELBO"):
         Compiled(model)
-    with pytest.raises(TypeError, match="expected an ELBO"):
+    with pytest.raises(TypeError, match="expected an uncompiled ELBO"):
         Compiled(Compiled(Trace_ELBO()))
+    with pytest.raises(TypeError, match="got JitTrace_ELBO"):
+        Compiled(JitTrace_ELBO())
 
 
 def test_an_argument_that_cannot_be_a_key_is_refused():
     elbo, model, guide, _ = PAIRS["scaled"]()
-    with pytest.raises(TypeError, match=r"expected tensors or hashable values, got \['set'\]"):
+    with pytest.raises(TypeError, match=r"got set, which may change"):
         Compiled(elbo).loss(model, guide, {1, 2})
 
 

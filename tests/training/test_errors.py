@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pyrogen.errors import NonFiniteError
 from pyrogen.losses import Compiled
 from pyrogen.training import fit
-from tests.training.programs import GlobalModel, PointGuide, data, local_pair
+from tests.training.programs import GlobalModel, PointGuide, data, local_pair, sgd
 
 QUIET = {"loss": Trace_ELBO(), "progress": False, "max_epochs": 3}
 
@@ -34,6 +37,11 @@ QUIET = {"loss": Trace_ELBO(), "progress": False, "max_epochs": 3}
         ({"precision": "16-mixed"}, "precision: expected one of .*got '16-mixed'"),
         ({"strategy": "ddp_spawn", "accelerator": "cpu"}, "strategy: expected 'auto' or 'ddp'"),
         ({"validation_data": torch.zeros(0, 3)}, "validation_data: expected at least one datum"),
+        ({"optimizer": torch.optim.LBFGS}, "optimizer: .*got LBFGS, whose step needs a closure"),
+        (
+            {"scheduler": ReduceLROnPlateau, "scheduler_interval": "step"},
+            "scheduler_interval: expected 'epoch' for ReduceLROnPlateau",
+        ),
     ],
 )
 def test_options_out_of_range(options, message):
@@ -47,6 +55,7 @@ def test_options_out_of_range(options, message):
         ({"batch_size": 2.0}, "batch_size: expected an int, got float"),
         ({"loss": Trace_ELBO}, r"loss: expected a pyro.infer.ELBO such as Trace_ELBO\(\)"),
         ({"optimizer": 1e-3}, "optimizer: expected a function"),
+        ({"optimizer": pyro.optim.Adam({"lr": 1e-3})}, "optimizer: .*got one that makes NoneType"),
     ],
 )
 def test_options_of_the_wrong_type(options, message):
@@ -73,6 +82,40 @@ def test_options_of_the_wrong_type(options, message):
 def test_data_that_cannot_be_used(bad, message):
     with pytest.raises(ValueError, match=message):
         fit(*local_pair(), bad, **QUIET)
+
+
+def never_steps(parameters):
+    class Never(torch.optim.SGD):
+        def step(self, closure=None):
+            pytest.fail("a step was taken")
+
+    return Never(parameters, lr=0.1)
+
+
+@pytest.mark.parametrize("inside", ["", "deeper"])
+def test_a_checkpoint_dir_that_is_a_file(tmp_path, inside):
+    file = tmp_path / "file"
+    file.write_text("kept")
+    with pytest.raises(ValueError, match=r"checkpoint_dir: expected a directory .*got .*file"):
+        fit(*local_pair(), data(), checkpoint_dir=file / inside, optimizer=never_steps, **QUIET)
+    assert file.read_text() == "kept"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc, where nobody can write, is Linux's")
+def test_a_checkpoint_dir_that_cannot_be_written_to():
+    with pytest.raises(ValueError, match=r"checkpoint_dir: .*to read and write in, got /proc "):
+        fit(*local_pair(), data(), checkpoint_dir="/proc", optimizer=never_steps, **QUIET)
+
+
+def test_an_optimizer_with_an_optional_closure_is_taken():
+    """After a schedule has wrapped its step, too."""
+
+    def scheduled(parameters):
+        optimizer = sgd(parameters)
+        torch.optim.lr_scheduler.StepLR(optimizer, 1)
+        return optimizer
+
+    assert fit(*local_pair(), data(), optimizer=scheduled, **QUIET).num_steps == 3
 
 
 def test_programs_that_do_not_match():
@@ -157,8 +200,6 @@ def test_settings_are_put_back_after_an_error():
 
 
 def test_without_fabric_it_says_what_to_install(monkeypatch):
-    import sys
-
     monkeypatch.setitem(sys.modules, "lightning_fabric", None)
     with pytest.raises(ImportError, match=r"pip install 'pyrogen\[train\]'"):
         fit(*local_pair(), data(), **QUIET)

@@ -12,7 +12,7 @@ from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from pyrogen.losses import Compiled
 from pyrogen.training import fit
@@ -290,6 +290,45 @@ def test_min_delta_asks_for_more():
     assert (result.stopped_early, result.num_epochs, result.best_epoch) == (True, 2, 0)
 
 
+class Plateau(ReduceLROnPlateau):
+    """Notes what it is stepped with."""
+
+    def __init__(self, optimizer):
+        self.seen = []
+        super().__init__(optimizer)
+
+    def step(self, metrics):
+        self.seen.append(metrics)
+        super().step(metrics)
+
+
+@pytest.mark.parametrize("validated", [True, False])
+def test_a_plateau_sees_losses_of_one_kind(validated):
+    """Of the five epochs, 1 and 3 are due to be validated, and 4 is only because it is the last."""
+    plateaus = []
+
+    def scheduler(optimizer):
+        plateaus.append(Plateau(optimizer))
+        return plateaus[0]
+
+    history = fit(
+        *local_pair(), data(), max_epochs=5, scheduler=scheduler, validate_every=2,
+        validation_data=data(9) if validated else None, **QUIET,
+    ).history  # fmt: skip
+    expected = history.validation_loss[[1, 3]] if validated else history.train_loss
+    assert plateaus[0].seen == list(expected)
+
+
+def test_the_extra_validation_at_the_end_is_no_candidate():
+    """The loss falls from each validation to the next, but only epoch 1 was due."""
+    result = fit(
+        GlobalModel(), PointGuide(), data(), validation_data=data(), validate_every=2, patience=1,
+        max_epochs=3, optimizer=sgd, **QUIET,
+    )  # fmt: skip
+    assert result.history.validation_loss[2] < result.history.validation_loss[1]
+    assert (result.best_epoch, result.num_epochs, result.stopped_early) == (1, 3, False)
+
+
 def test_validation_every_so_often_and_at_the_end():
     result = fit(
         *local_pair(), data(), validation_data=data(), validate_every=2, max_epochs=5, **QUIET
@@ -326,6 +365,21 @@ def test_a_data_loader_and_a_list_of_batches():
     assert losses[0][0] != pytest.approx(first.history.step_loss[0])
 
 
+class Stream(IterableDataset):
+    """Data one by one; their number is not known."""
+
+    def __iter__(self):
+        return iter(data())
+
+
+def test_a_data_loader_of_unknown_length():
+    options = {"max_epochs": 2, **QUIET}
+    expected = fit(*local_pair(scale=0.0), list(data().split(8)), **options)
+    streamed = DataLoader(Stream(), batch_size=8)
+    got = fit(*local_pair(scale=0.0), streamed, validation_data=streamed, **options)
+    assert list(got.history.step_loss) == list(expected.history.step_loss)
+
+
 def test_several_tensors_are_several_arguments():
     class Weighted(GlobalModel):
         def forward(self, x, weight):
@@ -342,12 +396,6 @@ def test_several_tensors_are_several_arguments():
     plain = fit(GlobalModel(), PointGuide(), x, **fixed).history.step_loss
     double = fit(Weighted(), Guide(), (x, torch.full((FULL_SIZE,), 2.0)), **fixed)
     np.testing.assert_allclose(double.history.step_loss, 2 * plain, rtol=1e-6)
-
-
-def test_double_precision_converts_programs_and_data():
-    result = fit(*local_pair(), data(), max_epochs=1, precision="64-true", **QUIET)
-    assert {p.dtype for p in parameters(result.model, result.guide)} == {torch.float64}
-    assert torch.get_default_dtype() is torch.float32
 
 
 def test_modes_are_used_and_put_back():

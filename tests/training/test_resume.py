@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,13 +67,33 @@ def test_a_finished_run_returns_at_once_and_can_be_prolonged(tmp_path):
     again = everything(checkpoint_dir=tmp_path, max_epochs=3, before_call=never)
     assert_same_run(again, first)
     assert sorted(tmp_path.iterdir()) == before
-    # Epoch 3 is validated because it is the last, which a run of 6 epochs does not do: compare
-    # with runs that validate after each.
-    every = {"validate_every": 1}
-    everything(checkpoint_dir=tmp_path / "b", max_epochs=3, **every)
-    assert_same_run(everything(checkpoint_dir=tmp_path / "b", **every), everything(**every))
+    continued, expected = everything(checkpoint_dir=tmp_path), everything()
+    extra = continued.history.validation_loss[2]  # a validation that the run of 6 epochs did not do
+    assert np.isfinite(extra)
+    expected.history.validation_loss[2] = extra
+    assert_same_run(continued, expected)
     with pytest.raises(ValueError, match="max_epochs: expected at least 6"):
-        everything(checkpoint_dir=tmp_path / "b", max_epochs=5, **every)
+        everything(checkpoint_dir=tmp_path, max_epochs=5)
+
+
+@pytest.mark.parametrize("first", [1, 3, 4])
+def test_a_validation_at_the_end_does_not_change_how_a_run_goes_on(tmp_path, first):
+    """No loss falls to a tenth: each validation that counts, but the first, halves the rate."""
+    options = {
+        "scheduler": lambda optimizer: torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer, factor=0.5, patience=0, threshold=0.9
+        ),
+        "scheduler_interval": "epoch",
+        "patience": 3,
+        "min_delta": 1e6,
+        "max_epochs": 20,
+    }
+    everything(checkpoint_dir=tmp_path, **{**options, "max_epochs": first})
+    continued, expected = everything(checkpoint_dir=tmp_path, **options), everything(**options)
+    assert expected.stopped_early
+    assert len(set(expected.history.learning_rate)) > 2
+    expected.history.validation_loss[first - 1] = continued.history.validation_loss[first - 1]
+    assert_same_run(continued, expected)
 
 
 def test_an_early_stop_stays_stopped(tmp_path):
@@ -95,6 +117,69 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, file):
     assert_same_run(result, everything())
 
 
+def with_state(content, **changes):
+    return json.dumps({**json.loads(content), **changes})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: "",
+        lambda content: "null",
+        lambda content: "[]",
+        lambda content: '{"format": 1}',
+        lambda content: with_state(content, state=7),
+        lambda content: with_state(content, state={"dict": []}),
+        lambda content: with_state(content, state={"dict": 7}, sha256=None),
+        lambda content: with_state(content, config=None),
+        lambda content: with_state(content, config={}),
+        lambda content: content.replace('"step"', '"stop"'),
+    ],
+)
+def test_a_state_of_another_form_is_damaged(tmp_path, change):
+    directory = CheckpointDirectory(tmp_path, {"size": 1})
+    directory.save({"step": 1})
+    newest = directory.save({"step": 2}) / "state.json"
+    newest.write_text(change(newest.read_text()))
+    with pytest.warns(UserWarning, match="checkpoint-00000001 is damaged and not used"):
+        assert directory.load() == {"step": 1}
+
+
+def dead_process():
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_what_a_dead_process_was_writing_is_removed_and_nothing_else(tmp_path):
+    begin = f".partial-{socket.gethostname()}"
+    names = {"dead": f"{begin}-{dead_process()}-1", "living": f"{begin}-{os.getppid()}-1"}
+    names |= {"elsewhere": ".partial-elsewhere-1-1", "foreign": f"{begin}-notes"}
+    for name in names.values():
+        (tmp_path / name).mkdir()
+    CheckpointDirectory(tmp_path, {}).save({"step": 1})
+    left = {path.name for path in tmp_path.iterdir()} - {"checkpoint-00000000"}
+    assert left == {name for who, name in names.items() if who != "dead"}
+
+
+def test_two_runs_that_save_at_once_keep_out_of_each_others_way(tmp_path, monkeypatch):
+    first, second = (CheckpointDirectory(tmp_path, {}) for _ in range(2))
+    rename, calls = Path.rename, []
+
+    def interleaved(path, target):
+        calls.append(target)
+        if len(calls) == 1:
+            second.save({"step": 2})
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", interleaved)
+    first.save({"step": 1})
+    assert [path.name[-1] for path in calls] == ["0", "0", "1"]
+    assert sorted(path.name[-1] for path in tmp_path.iterdir()) == ["0", "1"]
+    assert first.load() == {"step": 1}
+
+
 def test_a_checkpoint_that_was_not_finished_is_not_seen(tmp_path, monkeypatch):
     """The disk fills up while the third checkpoint is written."""
     save, calls = torch.save, []
@@ -109,7 +194,7 @@ def test_a_checkpoint_that_was_not_finished_is_not_seen(tmp_path, monkeypatch):
         patch.setattr(torch, "save", fails)
         with pytest.raises(OSError, match="no space"):
             everything(checkpoint_dir=tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir())[1:] == [
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
         "checkpoint-00000000",
         "checkpoint-00000001",
     ]
