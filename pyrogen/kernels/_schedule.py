@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-__all__ = ["PolynomialDecay", "Schedule", "check_step_size", "step_size_at"]
+from pyrogen.kernels._options import positive
+
+__all__ = ["PolynomialDecay", "Schedule", "checked_step_size", "step_size_at"]
 
 Schedule: TypeAlias = "float | Callable[[int], float]"
 
@@ -45,7 +46,7 @@ class PolynomialDecay:
 
     def __post_init__(self) -> None:
         for name, value in (("a", self.a), ("b", self.b), ("gamma", self.gamma)):
-            check_positive(name, value)
+            positive(name, value)
         if self.gamma > 1:
             raise ValueError(f"gamma: expected a number in (0, 1], got {self.gamma!r}")
 
@@ -54,16 +55,9 @@ class PolynomialDecay:
         return float(self.a * (self.b + step) ** -self.gamma)
 
 
-def check_positive(name: str, value: float) -> None:
-    """Raises ``ValueError`` unless ``value`` is a positive finite number."""
-    if not math.isfinite(value) or value <= 0:
-        raise ValueError(f"{name}: expected a positive number, got {value!r}")
-
-
-def check_step_size(schedule: Schedule) -> None:
-    """Raises ``ValueError`` unless a constant step size is positive."""
-    if not callable(schedule):
-        check_positive("step_size", schedule)
+def checked_step_size(schedule: Schedule) -> Schedule:
+    """A schedule, or a finite number above zero."""
+    return schedule if callable(schedule) else positive("step_size", schedule)
 
 
 def step_size_at(schedule: Schedule, iteration: int) -> float:
@@ -73,7 +67,5 @@ def step_size_at(schedule: Schedule, iteration: int) -> float:
         ValueError: if a schedule gives a number that is not positive.
     """
     if not callable(schedule):
-        return float(schedule)
-    value = float(schedule(iteration))
-    check_positive(f"step_size({iteration})", value)
-    return value
+        return schedule
+    return positive(f"step_size({iteration})", float(schedule(iteration)))

@@ -16,6 +16,8 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import Transform, biject_to
 
+from pyrogen.kernels._minibatch import Minibatch
+
 __all__ = ["Site", "Structure", "nonfinite_sites", "potential_of_model", "structure_of"]
 
 _RADIUS = 2.0
@@ -38,13 +40,13 @@ class Structure:
     Attributes:
         sites: the continuous latent sites, sorted by name.
         enumerated: the discrete latent sites, to be summed out.
-        subsampled: the plates that draw a minibatch, with their full sizes.
+        subsampled: the plates that draw a minibatch.
         plate_nesting: how many dimensions the plates take.
     """
 
     sites: tuple[Site, ...]
     enumerated: tuple[str, ...]
-    subsampled: dict[str, int]
+    subsampled: dict[str, Minibatch]
     plate_nesting: int
 
 
@@ -60,11 +62,12 @@ def structure_of(
     first, second = (_trace(model, args, kwargs) for _ in range(2))
     sites: list[Site] = []
     enumerated: list[str] = []
-    subsampled: dict[str, int] = {}
+    subsampled: dict[str, Minibatch] = {}
     for name, node in _latent(first):
         if isinstance(node["fn"], _Subsample):
-            if (node["fn"].subsample_size or node["fn"].size) < node["fn"].size:
-                subsampled[name] = node["fn"].size
+            plate = node["fn"]
+            if (plate.subsample_size or plate.size) < plate.size:
+                subsampled[name] = Minibatch(plate.size, plate.subsample_size, plate.device)
         elif node["fn"].has_enumerate_support:
             enumerated.append(name)
         else:
@@ -86,16 +89,16 @@ def potential_of_model(
     kwargs: Mapping[str, Any],
     values: Mapping[str, Tensor],
     enumerate_from: int | None = None,
-    orders: Mapping[str, Tensor] = {},
+    minibatches: Mapping[str, Callable[[], Tensor]] = {},
 ) -> Tensor:
     """The potential ``[]`` of one chain: minus log joint and log-determinants.
 
     Args:
         values: the unconstrained value of each latent site.
         enumerate_from: how many dimensions the plates take, if there are discrete sites to sum out.
-        orders: for each plate that draws a minibatch, a random order of its elements.
+        minibatches: for each plate that draws a minibatch, what draws its indices.
     """
-    substitution = _Substitution(values, orders)
+    substitution = _Substitution(values, minibatches)
     if enumerate_from is not None:
         model = poutine.enum(config_enumerate(model), first_available_dim=-1 - enumerate_from)
     with poutine.block(), substitution:
@@ -127,22 +130,21 @@ def nonfinite_sites(
 
 
 class _Substitution(Messenger):
-    """Gives latent sites their values and sums the log-determinants of the bijections.
+    """Gives latent sites their values, sums the log-determinants, and draws minibatches."""
 
-    A plate that draws a minibatch gets a window, at a random place, of a random order of its
-    elements. Chains that share the order then have minibatches whose noise is uncorrelated, for
-    the cost of one permutation.
-    """
-
-    def __init__(self, values: Mapping[str, Tensor], orders: Mapping[str, Tensor] = {}) -> None:
+    def __init__(
+        self,
+        values: Mapping[str, Tensor],
+        minibatches: Mapping[str, Callable[[], Tensor]] = {},
+    ) -> None:
         super().__init__()
         self._values = values
-        self._orders = orders
+        self._minibatches = minibatches
         self.log_det: Tensor | float = 0.0
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self._orders and isinstance(msg["fn"], _Subsample):
-            msg["value"], msg["done"] = self._window(msg["fn"], self._orders[msg["name"]]), True
+        if msg["name"] in self._minibatches:
+            msg["value"], msg["done"] = self._minibatches[msg["name"]](), True
             return
         if msg["name"] not in self._values or msg["is_observed"]:
             return
@@ -151,12 +153,6 @@ class _Substitution(Messenger):
         value = transform(unconstrained)
         self.log_det = self.log_det + transform.log_abs_det_jacobian(unconstrained, value).sum()
         msg["value"], msg["done"] = value, True
-
-    @staticmethod
-    def _window(plate: _Subsample, order: Tensor) -> Tensor:
-        first = torch.randint(plate.size, ())
-        places = (first + torch.arange(plate.subsample_size)) % plate.size
-        return order[places].to(plate.device)
 
 
 def _trace(model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Transform
 
+from pyrogen.kernels._minibatch import Minibatch
 from pyrogen.kernels._potential import Batched, PerChain, Potential
 from pyrogen.kernels._sites import nonfinite_sites, potential_of_model, structure_of
 
@@ -191,7 +193,7 @@ class _ModelPotential:
         self,
         model: Callable[..., Any],
         enumerate_from: int | None,
-        subsampled: Mapping[str, int] = {},
+        subsampled: Mapping[str, Minibatch] = {},
     ) -> None:
         self._model = model
         self._enumerate_from = enumerate_from
@@ -202,12 +204,13 @@ class _ModelPotential:
 
         def of_one_chain(position: Tensor, orders: Mapping[str, Tensor]) -> Tensor:
             values, enumerate_from = unflatten(layout, position), self._enumerate_from
-            return potential_of_model(self._model, args, kwargs, values, enumerate_from, orders)
+            draws = {name: partial(self._subsampled[name].indices, x) for name, x in orders.items()}
+            return potential_of_model(self._model, args, kwargs, values, enumerate_from, draws)
 
         return PerChain(of_one_chain, vectorized, self._draw_orders)
 
     def _draw_orders(self) -> dict[str, Tensor]:
-        return {name: torch.randperm(size) for name, size in self._subsampled.items()}
+        return {name: plate.order() for name, plate in self._subsampled.items()}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _ModelPotential) and vars(self) == vars(other)

@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 from pyrogen.kernels._kernel import Kernel
-from pyrogen.kernels._metropolis import decide
+from pyrogen.kernels._metropolis import finite_rows
+from pyrogen.kernels._options import positive
 from pyrogen.kernels._potential import Potential
 from pyrogen.kernels._runner import Runner
-from pyrogen.kernels._schedule import Schedule, check_positive, check_step_size, step_size_at
+from pyrogen.kernels._schedule import Schedule, checked_step_size, step_size_at
 from pyrogen.kernels._target import Target
 from pyrogen.kernels._tuning import Info
 
@@ -56,14 +57,14 @@ class SGHMC(Kernel):
     step, so draws move further than those of :class:`SGLD` for the same number of gradients; one
     draw is one step, use ``thinning`` to keep fewer.
 
-    When not to use it. There is no Metropolis test, so the draws are biased by the step size, and by
-    the noise of the gradient as far as ``noise_estimate`` is wrong; the noise is taken to be the same
-    everywhere and in all coordinates. Look at the bias with
+    When not to use it. There is no Metropolis test, so the draws are biased by the step size, and
+    by the noise of the gradient as far as ``noise_estimate`` is wrong; the noise is taken to be the
+    same everywhere and in all coordinates. Look at the bias with
     :func:`pyrogen.diagnostics.langevin_bias`. If the data fit into memory, HMC is exact. If
     intervals are to be trusted, or the scales of the parameters differ much, do not use it.
 
-    ``info.accept_prob`` is 1: there is no test. A step to where energy or gradient are not finite is
-    not made; the chain turns round, and a divergence is counted. The energies in ``info`` are
+    ``info.accept_prob`` is 1: there is no test. A step to where energy or gradient are not finite
+    is not made; the chain turns round, and a divergence is counted. The energies in ``info`` are
     estimates of one minibatch.
 
     Args:
@@ -71,8 +72,8 @@ class SGHMC(Kernel):
         potential_fn: see :class:`Kernel`; it may draw a minibatch.
         energy: see :class:`Kernel`.
         event_shape: see :class:`Kernel`.
-        step_size: :math:`\epsilon`: a number, or a function of the count of steps since the start of
-            warm-up, for instance :class:`PolynomialDecay`.
+        step_size: :math:`\epsilon`: a number, or a function of the count of steps since the start
+            of warm-up, for instance :class:`PolynomialDecay`.
         friction: :math:`C`.
         noise_estimate: :math:`\hat V`, the variance of a minibatch gradient in each coordinate.
         compile: see :class:`Kernel`.
@@ -120,44 +121,43 @@ class SGHMC(Kernel):
             event_shape=event_shape,
             compile=compile,
         )
-        check_step_size(step_size)
-        check_positive("friction", friction)
-        if noise_estimate != 0:
-            check_positive("noise_estimate", noise_estimate)
-        self.step_size = step_size
-        self.friction = friction
-        self.noise_estimate = noise_estimate
+        self.step_size = checked_step_size(step_size)
+        self.friction = positive("friction", friction)
+        self.noise_estimate = noise_estimate and positive("noise_estimate", noise_estimate)
         self._step_size_at(0)
 
     def initial_tuning(self, target: Target) -> SGHMCTuning:
+        """The numbers given."""
         numbers = self._step_size_at(0), self.friction, self.noise_estimate
         options: dict[str, Any] = {"dtype": target.dtype, "device": target.device}
         return SGHMCTuning(*(torch.tensor(float(number), **options) for number in numbers))
 
     def init(self, potential: Potential, position: Tensor, tuning: SGHMCTuning) -> SGHMCState:
+        """Positions with a new momentum and the energy of a minibatch."""
         energy, _ = potential.value_and_grad(position)
         return SGHMCState(position, torch.randn_like(position), energy)
 
     def step(
         self, potential: Potential, state: SGHMCState, tuning: SGHMCTuning
     ) -> tuple[SGHMCState, Info]:
+        """One step of every chain."""
         step_size, friction, noise_estimate = tuning
         position = state.position + step_size * state.momentum
         energy, gradient = potential.value_and_grad(position)
         noise = (2 * step_size * (friction - 0.5 * step_size * noise_estimate)).sqrt()
         momentum = (1 - step_size * friction) * state.momentum - step_size * gradient
         momentum = momentum + noise * torch.randn_like(position)
-        made = decide(torch.zeros_like(energy), energy.unsqueeze(-1), gradient)
-        moved = made.accepted.unsqueeze(-1)
+        finite = finite_rows(position, energy, gradient)
+        moved = finite.unsqueeze(-1)
         new = SGHMCState(
             torch.where(moved, position, state.position),
             torch.where(moved, momentum, -state.momentum),
-            torch.where(made.accepted, energy, state.potential_energy),
+            torch.where(finite, energy, state.potential_energy),
         )
         kinetic = 0.5 * new.momentum.square().sum(-1)
         info = Info(
-            accept_prob=made.accept_prob,
-            diverging=made.diverging,
+            accept_prob=finite.to(position.dtype),
+            diverging=~finite,
             potential_energy=new.potential_energy,
             energy=new.potential_energy + kinetic,
             num_steps=torch.ones_like(step_size),
@@ -168,6 +168,7 @@ class SGHMC(Kernel):
     def transition(
         self, run: Runner, state: SGHMCState, tuning: SGHMCTuning, iteration: int
     ) -> tuple[SGHMCState, Info]:
+        """One step, of the size that the schedule gives."""
         if callable(self.step_size):
             size = tuning.step_size.new_tensor(self._step_size_at(iteration))
             tuning = tuning._replace(step_size=size)

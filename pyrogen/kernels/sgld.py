@@ -26,22 +26,16 @@ from torch import Tensor
 from pyrogen.kernels._adaptation import WarmUp
 from pyrogen.kernels._chains import Chains
 from pyrogen.kernels._kernel import Kernel, standard_tuning
-from pyrogen.kernels._metropolis import decide, select
+from pyrogen.kernels._metropolis import finite_rows, select
+from pyrogen.kernels._options import between_0_and_1, positive
 from pyrogen.kernels._potential import Potential
 from pyrogen.kernels._runner import Runner
-from pyrogen.kernels._schedule import Schedule, check_positive, check_step_size, step_size_at
+from pyrogen.kernels._schedule import Schedule, checked_step_size, step_size_at
 from pyrogen.kernels._target import Target
 from pyrogen.kernels._tuning import Tuning
+from pyrogen.kernels.langevin import LangevinState
 
-__all__ = ["SGLD", "SGLDInfo", "SGLDState"]
-
-
-class SGLDState(NamedTuple):
-    """Position ``[chains, size]``, and the energy and gradient of one minibatch there."""
-
-    position: Tensor
-    potential_energy: Tensor
-    gradient: Tensor
+__all__ = ["SGLD", "SGLDInfo"]
 
 
 class SGLDInfo(NamedTuple):
@@ -64,21 +58,22 @@ class SGLD(Kernel):
     own, so that the chains are not moved by the same noise and R-hat and Monte Carlo errors mean
     what they say.
 
-    With ``preconditioned``, :math:`G = 1 / (\lambda + \sqrt V)` where :math:`V` is RMSprop's running
-    mean of the squared gradient (Li et al. 2016), over all chains. It is learned in warm-up and then
-    held: the original, which goes on learning, leaves out the correction for a :math:`G` that
-    depends on the position, and is biased by it. Here :math:`V` is that of the gradient of the whole
-    potential, so step sizes are those of the paper times the number of data.
+    With ``preconditioned``, :math:`G = 1 / (\lambda + \sqrt V)` where :math:`V` is RMSprop's
+    running mean of the squared gradient (Li et al. 2016), over all chains. It is learned in warm-up
+    and then held: the original, which goes on learning, leaves out the correction for a :math:`G`
+    that depends on the position, and is biased by it. Here :math:`V` is that of the gradient of the
+    whole potential, so step sizes are those of the paper times the number of data.
 
     When not to use it. The draws are biased, however many there are: by the step size and by the
     noise of the gradient. Look at the bias with :func:`pyrogen.diagnostics.langevin_bias`. If the
     data fit into memory, HMC or MALA are exact and usually quicker, since a small step makes draws
     that differ little. If intervals are to be trusted, or the posterior has several modes, strong
-    correlations or heavy tails, do not use it. It is for data that are too many for a pass per step,
-    where a posterior mean is wanted and some error in the spread is bearable.
+    correlations or heavy tails, do not use it. It is for data that are too many for a pass per
+    step, where a posterior mean is wanted and some error in the spread is bearable.
 
-    ``info.accept_prob`` is 1: there is no test. A step to where energy or gradient are not finite is
-    not made, and counts as a divergence. The energies in ``info`` are estimates of one minibatch.
+    ``info.accept_prob`` is 1: there is no test. A step to where energy or gradient are not finite
+    is not made, and counts as a divergence. The energies in ``info`` are estimates of one
+    minibatch.
 
     Args:
         model: a Pyro model of static structure.
@@ -139,35 +134,39 @@ class SGLD(Kernel):
             event_shape=event_shape,
             compile=compile,
         )
-        check_step_size(step_size)
-        check_positive("floor", floor)
-        if not 0 < decay < 1:
-            raise ValueError(f"decay: expected a number in (0, 1), got {decay!r}")
-        self.step_size = step_size
+        self.step_size = checked_step_size(step_size)
         self.preconditioned = preconditioned
-        self._warm_up = RMSprop(decay, floor) if preconditioned else None
+        rmsprop = RMSprop(between_0_and_1("decay", decay), positive("floor", floor))
+        self._warm_up = rmsprop if preconditioned else None
 
     def initial_tuning(self, target: Target) -> Tuning:
-        return standard_tuning(target, step_size_at(self.step_size, 0))
+        """The first step size, and no preconditioner."""
+        tuning = standard_tuning(target, step_size_at(self.step_size, 0))
+        if self.preconditioned:  # the first step stays where it is, and learns
+            return tuning._replace(scale=torch.zeros_like(tuning.scale))
+        return tuning
 
     def warm_up(self) -> WarmUp | None:
+        """The preconditioner, from all chains."""
         return self._warm_up
 
-    def init(self, potential: Potential, position: Tensor, tuning: Tuning) -> SGLDState:
-        return SGLDState(position, *potential.value_and_grad(position))
+    def init(self, potential: Potential, position: Tensor, tuning: Tuning) -> LangevinState:
+        """Positions with the energy and gradient of a minibatch."""
+        return LangevinState(position, *potential.value_and_grad(position))
 
     def step(
-        self, potential: Potential, state: SGLDState, tuning: Tuning
-    ) -> tuple[SGLDState, SGLDInfo]:
+        self, potential: Potential, state: LangevinState, tuning: Tuning
+    ) -> tuple[LangevinState, SGLDInfo]:
+        """One step of every chain."""
         step_size, scale = tuning.step_size, tuning.scale
         noise = step_size.sqrt() * scale * torch.randn_like(state.position)
         position = state.position - 0.5 * step_size * scale.square() * state.gradient + noise
         energy, gradient = potential.value_and_grad(position)
-        made = decide(torch.zeros_like(energy), energy.unsqueeze(-1), gradient)
-        new = select(made.accepted, SGLDState(position, energy, gradient), state)
+        finite = finite_rows(position, energy, gradient)
+        new = select(finite, LangevinState(position, energy, gradient), state)
         info = SGLDInfo(
-            accept_prob=made.accept_prob,
-            diverging=made.diverging,
+            accept_prob=finite.to(position.dtype),
+            diverging=~finite,
             potential_energy=new.potential_energy,
             energy=new.potential_energy,
             num_steps=torch.ones_like(step_size),
@@ -177,15 +176,17 @@ class SGLD(Kernel):
         return new, info
 
     def transition(
-        self, run: Runner, state: SGLDState, tuning: Tuning, iteration: int
-    ) -> tuple[SGLDState, SGLDInfo]:
+        self, run: Runner, state: LangevinState, tuning: Tuning, iteration: int
+    ) -> tuple[LangevinState, SGLDInfo]:
+        """One step, of the size that the schedule gives."""
         if callable(self.step_size):
             size = tuning.step_size.new_tensor(step_size_at(self.step_size, iteration))
             tuning = tuning._replace(step_size=size)
-        result: tuple[SGLDState, SGLDInfo] = run(self.step, state, tuning)
+        result: tuple[LangevinState, SGLDInfo] = run(self.step, state, tuning)
         return result
 
     def start(self, num_chains: int, warmup_steps: int, *args: Any, **kwargs: Any) -> Chains:
+        """As every kernel, but a preconditioner needs warm-up."""
         if self.preconditioned and warmup_steps == 0:
             raise ValueError(
                 "warmup_steps: expected at least 1 to learn the preconditioner, got 0; or pass "
@@ -197,7 +198,7 @@ class SGLD(Kernel):
 class RMSpropState(NamedTuple):
     """How many gradients were seen, and their running mean square ``[size]``."""
 
-    count: Tensor
+    seen: Tensor
     mean_square: Tensor
 
 
@@ -210,14 +211,17 @@ class RMSprop(WarmUp):
         self._floor = floor
 
     def init(self, tuning: Any, position: Tensor) -> Any:
+        """Nothing seen yet."""
         return RMSpropState(torch.zeros_like(tuning.step_size), torch.zeros_like(position[0]))
 
     def update(self, warm: Any, tuning: Any, position: Tensor, info: Any) -> tuple[Any, Any]:
-        count = warm.count + 1
+        """Takes in the gradients of a step."""
+        seen = warm.seen + 1
         mean_square = torch.lerp(info.squared_gradient, warm.mean_square, self._decay)
-        unbiased = mean_square / (1 - self._decay**count)
+        unbiased = mean_square / (1 - self._decay**seen)
         scale = (self._floor + unbiased.sqrt()).rsqrt()
-        return RMSpropState(count, mean_square), tuning._replace(scale=scale)
+        return RMSpropState(seen, mean_square), tuning._replace(scale=scale)
 
     def finish(self, warm: Any, tuning: Any) -> Any:
+        """The preconditioner as it stands."""
         return tuning
