@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 from pyrogen.kernels._kernel import Kernel
+from pyrogen.kernels._schedule import PolynomialDecay
 from pyrogen.kernels._tuning import Info, Tuning
 from pyrogen.kernels.hmc import HMC
 from pyrogen.kernels.langevin import Langevin
 from pyrogen.kernels.mala import MALA
 from pyrogen.kernels.mcmc import MCMC
 from pyrogen.kernels.random_walk import RandomWalk
+from pyrogen.kernels.sghmc import SGHMC
+from pyrogen.kernels.sgld import SGLD
+from pyrogen.kernels.tempering import ParallelTempering
 
-__all__ = ["HMC", "MALA", "MCMC", "Info", "Kernel", "Langevin", "RandomWalk", "Tuning"]
+__all__ = [
+    "HMC",
+    "MALA",
+    "MCMC",
+    "SGHMC",
+    "SGLD",
+    "Info",
+    "Kernel",
+    "Langevin",
+    "ParallelTempering",
+    "PolynomialDecay",
+    "RandomWalk",
+    "Tuning",
+]
