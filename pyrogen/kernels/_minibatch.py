@@ -9,7 +9,8 @@ with its own random place :math:`o_c` and its own random stride :math:`s_c`, whi
 common with :math:`N`. Each chain's minibatch is a set of :math:`n` data drawn uniformly without
 replacement. Given :math:`\pi`, its place is uniform, so that the expectation of its noise is zero:
 the noise of two chains is uncorrelated. The strides spread the windows over the pairs of data, so
-that the spread of the noise over the chains does not hang on :math:`\pi`.
+that the variance of the noise over many chains hardly hangs on :math:`\pi`: by about
+:math:`n / N`.
 """
 
 from __future__ import annotations

@@ -9,7 +9,37 @@ import pyro.distributions as dist
 import scipy.stats
 import torch
 
-from tests.statistics import TEST_FAILURE_RATE
+from pyrogen.kernels import MCMC
+from tests.statistics import TEST_FAILURE_RATE, assert_mean_close
+
+NUM_CHAINS, NUM_TIMES = 300, 30
+
+
+def spaced_draws(kernel, target, burn_in, spacing):
+    """Draws ``[chains, times]`` of a run that starts at the mean."""
+    mcmc = MCMC(
+        kernel,
+        NUM_TIMES,
+        burn_in,
+        num_chains=NUM_CHAINS,
+        thinning=spacing,
+        initial_params={"mu": torch.full((NUM_CHAINS,), target.mean, dtype=torch.float64)},
+        disable_progbar=True,
+    )
+    mcmc.run(target.data)
+    return mcmc.get_samples(group_by_chain=True)["mu"], mcmc
+
+
+def repeated_draws(kernel, target, num_steps):
+    """Draws ``[chains, runs]`` after so many steps from the mean, of separate runs."""
+    start = {"mu": torch.full((NUM_CHAINS,), target.mean, dtype=torch.float64)}
+    draws = []
+    for _ in range(NUM_TIMES):
+        settings = {"num_chains": NUM_CHAINS, "initial_params": start, "disable_progbar": True}
+        mcmc = MCMC(kernel, 1, num_steps - 1, **settings)
+        mcmc.run(target.data)
+        draws.append(mcmc.get_samples()["mu"])
+    return torch.stack(draws, -1), mcmc
 
 
 @dataclass(frozen=True)
@@ -50,6 +80,17 @@ class Conjugate:
 CONJUGATE = Conjugate(
     1 + torch.randn(100, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 )
+
+
+def assert_law(draws, mean, variance):
+    """Asserts mean and variance of ``draws [chains, times]`` that are independent between times.
+
+    Chains share the random order that their minibatches are taken from, so that at one time they
+    are uncorrelated but not independent; times far apart are.
+    """
+    draws = draws.double()
+    assert_mean_close(draws.mean(0), mean, TEST_FAILURE_RATE / 2)
+    assert_mean_close((draws - mean).square().mean(0), variance, TEST_FAILURE_RATE / 2)
 
 
 def assert_variance_close(samples, expected, slack=0.0, failure_rate=TEST_FAILURE_RATE):

@@ -9,20 +9,14 @@ import torch
 from pyrogen.kernels._schedule import PolynomialDecay
 from pyrogen.kernels.mcmc import MCMC
 from pyrogen.kernels.sgld import SGLD
-from tests.kernels.minibatch import CONJUGATE, assert_variance_close
+from tests.kernels.minibatch import (
+    CONJUGATE,
+    assert_law,
+    assert_variance_close,
+    repeated_draws,
+    spaced_draws,
+)
 from tests.statistics import assert_mean_close
-
-NUM_CHAINS = 4000
-
-
-def last_draws(kernel, warmup_steps, num_chains=NUM_CHAINS, start=None):
-    """The last draw of every chain of a run: independent draws of its law at that step."""
-    if start is None:
-        start = torch.full((num_chains,), CONJUGATE.mean, dtype=torch.float64)
-    settings = {"num_chains": num_chains, "initial_params": {"mu": start}}
-    mcmc = MCMC(kernel, 1, warmup_steps, disable_progbar=True, **settings)
-    mcmc.run(CONJUGATE.data)
-    return mcmc.get_samples()["mu"], mcmc
 
 
 def variance_after(num_steps, step_size, precision, noise):
@@ -43,73 +37,69 @@ def test_stationary_law_with_and_without_minibatches(batch):
     target = CONJUGATE.minibatch(batch)
     h = 0.4 / target.precision
     expected = stationary_variance(h, target.precision, target.noise)
-    num_steps = 60  # (1 - 0.2)^120 is 2e-12
-    draws, _ = last_draws(SGLD(target.model, step_size=h, compile=False), num_steps)
-    assert_mean_close(draws, target.mean)
-    assert_variance_close(draws, expected)
-    assert expected > 1.1 / target.precision  # the bias that is tested for can be seen
+    # what is left of the start and of the draw before: 0.8^24 < 0.5 %
+    draws, _ = spaced_draws(SGLD(target.model, step_size=h, compile=False), target, 40, 12)
+    assert_law(draws, target.mean, expected)
+    error = (draws - target.mean).square().mean(0).std() / draws.shape[1] ** 0.5
+    assert expected - 1 / target.precision > 3 * error  # the bias that is tested for can be seen
 
 
 def test_each_chain_has_its_own_minibatch():
     target = CONJUGATE.minibatch(4)
-    start = torch.full((2 * NUM_CHAINS,), target.mean, dtype=torch.float64)
-    draws, _ = last_draws(SGLD(target.model, step_size=1e-9, compile=False), 0, len(start), start)
-    # with a tiny step the law is that of the injected noise; the energies are those of minibatches
-    assert_variance_close(draws, 1e-9)
     kernel = SGLD(target.model, step_size=1e-9, compile=False)
-    energies = last_draws(kernel, 0)[1].info["potential_energy"][:, 0]
-    assert len(energies.unique()) > 0.5 * NUM_CHAINS
+    start = {"mu": torch.full((1000,), target.mean, dtype=torch.float64)}
+    energies = kernel.start(1000, 0, (target.data,), {}, start).state.potential_energy
+    assert len(energies.unique()) > 500
 
 
 def test_gradient_noise_is_that_of_sampling_without_replacement_and_uncorrelated_between_chains():
     target = CONJUGATE.minibatch(20)
-    kernel = SGLD(target.model, step_size=1e-9, compile=False)
-    chains = kernel.start(50, 0, (target.data,), {}, {"mu": torch.full((50,), target.mean)})
-    noise = []
+    kernel = SGLD(target.model, step_size=1e-12, compile=False)
+    start = {"mu": torch.full((50,), target.mean, dtype=torch.float64)}
+    chains = kernel.start(50, 0, (target.data,), {}, start)
+    rows = []
     for _ in range(400):
-        noise.append(chains.state.gradient[:, 0])
+        rows.append(chains.state.gradient[:, 0])
         chains.advance()
-    noise = torch.stack(noise)  # [steps, chains]; the position hardly moves
-    assert_mean_close(noise.flatten(), 0.0)
-    assert_variance_close(noise.flatten(), target.noise)
-    # the mean over chains has variance noise / chains only if the chains are uncorrelated
-    assert_variance_close(noise.mean(1), target.noise / 50)
+    noise = torch.stack(rows)  # [steps, chains]; the position hardly moves
+    assert_mean_close(noise.mean(1), 0.0)
+    assert_mean_close(noise.square().mean(1), target.noise)
+    # the mean over chains has this variance only if the chains are uncorrelated
+    assert_mean_close(noise.mean(1).square(), target.noise / 50)
+    # steps are independent
+    assert_mean_close((noise[1:] * noise[:-1]).mean(1)[::2], 0.0)
 
 
 def test_a_decreasing_schedule_follows_its_exact_law_and_is_less_biased():
     target = CONJUGATE.minibatch(4)
-    h = 0.4 / target.precision
+    h, num_steps = 0.4 / target.precision, 60
     schedule = PolynomialDecay(a=h, b=1.0, gamma=0.6)
-    num_steps = 200
-    draws, mcmc = last_draws(SGLD(target.model, step_size=schedule, compile=False), num_steps - 1)
-    expected = variance_after(num_steps, schedule, target.precision, target.noise)
-    assert_variance_close(draws, expected)
+    kernel = SGLD(target.model, step_size=schedule, compile=False)
+    draws, mcmc = repeated_draws(kernel, target, num_steps)
+    assert_law(
+        draws, target.mean, variance_after(num_steps, schedule, target.precision, target.noise)
+    )
     assert mcmc.info["step_size"][0, 0] == pytest.approx(schedule(num_steps - 1))
     exact = 1 / target.precision
     constant = stationary_variance(h, target.precision, target.noise)
-    assert abs(draws.var() - exact) < 0.3 * abs(constant - exact)
+    assert abs(draws.var() - exact) < 0.4 * abs(constant - exact)
 
 
 def test_preconditioner_is_learned_in_warm_up_and_then_held():
-    """RMSprop's V is constant in expectation where the gradient's law is; then G is known."""
     target = CONJUGATE.minibatch(4)
     kernel = SGLD(target.model, step_size=0.3, preconditioned=True, decay=0.8, compile=False)
-    settings = {"num_chains": NUM_CHAINS, "disable_progbar": True}
-    start = torch.full((NUM_CHAINS,), target.mean, dtype=torch.float64)
-    mcmc = MCMC(kernel, 1, 100, initial_params={"mu": start}, **settings)
-    mcmc.run(target.data)
-    scale = mcmc._batches[0].tuning.scale.clone()
-    mcmc.extend(100)
-    assert torch.equal(mcmc._batches[0].tuning.scale, scale)
-    h = 0.3 * float(scale) ** 2
+    draws, mcmc = spaced_draws(kernel, target, 100, 12)
+    scale = float(mcmc._batches[0].tuning.scale)
+    h = 0.3 * scale**2
     expected = stationary_variance(h, target.precision, target.noise)
-    draws = mcmc.get_samples(group_by_chain=True)["mu"][:, -1]
-    assert (1 - h * target.precision / 2) ** 200 < 1e-6  # stationary
-    assert_mean_close(draws, target.mean)
-    assert_variance_close(draws, expected)
-    # E g^2 = a^2 Var[x] + noise at the stationary point, to which V has converged by the end
+    assert abs(1 - h * target.precision / 2) ** 24 < 0.01
+    assert_law(draws, target.mean, expected)
+    before = mcmc._batches[0].tuning.scale.clone()
+    mcmc.extend(1)
+    assert torch.equal(mcmc._batches[0].tuning.scale, before)
+    # V is the mean square of the gradient of a minibatch
     square = target.precision**2 * expected + target.noise
-    assert float(scale) ** 2 == pytest.approx(square**-0.5, rel=0.02)
+    assert scale**2 == pytest.approx(square**-0.5, rel=0.1)
 
 
 def test_preconditioner_makes_the_scales_alike():
@@ -120,9 +110,10 @@ def test_preconditioner_makes_the_scales_alike():
         return 0.5 * (precision * x.square()).sum(-1)
 
     kernel = SGLD(energy=energy, event_shape=(2,), step_size=0.05, preconditioned=True)
-    start = torch.randn(NUM_CHAINS, 2, dtype=torch.float64) / precision.sqrt()
+    num_chains = 4000
+    start = torch.randn(num_chains, 2, dtype=torch.float64) / precision.sqrt()
     mcmc = MCMC(
-        kernel, 1, 300, num_chains=NUM_CHAINS, initial_params={"x": start}, disable_progbar=True
+        kernel, 1, 300, num_chains=num_chains, initial_params={"x": start}, disable_progbar=True
     )
     mcmc.run()
     g = mcmc._batches[0].tuning.scale.square()
@@ -140,8 +131,8 @@ def test_compiled_draws_a_fresh_minibatch_at_every_step():
     target = CONJUGATE.minibatch(20)
     h = 0.4 / target.precision
     kernel = SGLD(target.model, step_size=h, compile=True)
-    draws, _ = last_draws(kernel, 60)
-    assert_variance_close(draws, stationary_variance(h, target.precision, target.noise))
+    draws, _ = spaced_draws(kernel, target, 40, 12)
+    assert_law(draws, target.mean, stationary_variance(h, target.precision, target.noise))
 
 
 def test_a_step_out_of_the_domain_is_not_made():
