@@ -9,6 +9,7 @@ from pyrogen.kernels.hmc import HMC
 from pyrogen.kernels.langevin import Langevin
 from pyrogen.kernels.mala import MALA
 from pyrogen.kernels.mcmc import MCMC
+from pyrogen.kernels.nuts import NUTS
 from pyrogen.kernels.random_walk import RandomWalk
 from pyrogen.kernels.sghmc import SGHMC
 from pyrogen.kernels.sgld import SGLD
@@ -18,6 +19,7 @@ __all__ = [
     "HMC",
     "MALA",
     "MCMC",
+    "NUTS",
     "SGHMC",
     "SGLD",
     "Info",

@@ -1,12 +1,12 @@
-r"""Trees of a trajectory: what the no-U-turn sampler remembers of consecutive leapfrog states.
+r"""Trees of leapfrog states: what the no-U-turn sampler remembers of a trajectory.
 
-A tree stands for :math:`2^j` consecutive states (its leaves) without holding them: it keeps the two
-ends, the sum of the momenta, one state drawn from the leaves in proportion to
-:math:`e^{-H}`, and the sum of these weights. Two neighbours of equal size join into one; so a
-trajectory of any length needs one tree per level. Every tensor has a leading dimension of chains,
-and in each chain a tree grows by itself: once ``growing`` is false its leaves count for nothing.
+A tree stands for consecutive states (its leaves) without holding them: it keeps the two ends, the
+sum of the momenta, one state drawn from the leaves in proportion to :math:`e^{-H}`, and the sum of
+these weights. Two neighbours of equal size join into one, so that a trajectory of any length needs
+one tree per level. Every tensor has a dimension of chains, and in each chain a tree grows by
+itself: once ``growing`` is false, what is computed for it counts for nothing.
 
-Momenta are standardised (:math:`H = U + \tfrac12 \lVert z \rVert^2`), in which coordinates the sum
+Momenta are standardised (:math:`H = U + \tfrac12 \lVert z \rVert^2`); in these coordinates the sum
 :math:`\rho` of the momenta stands for the way from end to end.
 
 References:
@@ -23,17 +23,31 @@ from torch import Tensor
 
 from pyrogen.kernels._metropolis import MAX_ENERGY_CHANGE, select
 from pyrogen.kernels._potential import Potential
+from pyrogen.kernels._tuning import Tuning
 from pyrogen.kernels.hmc import HMCState, Phase, leapfrog
 
-__all__ = ["Motion", "Tree", "extend", "join", "leaf", "sapling", "turn"]
+__all__ = [
+    "End",
+    "Packed",
+    "Tree",
+    "extend",
+    "grow",
+    "join",
+    "pack",
+    "put",
+    "sapling",
+    "take",
+    "turn",
+    "unpack",
+]
 
 
-class Motion(NamedTuple):
-    """What all leaves of a trajectory share: step size, scale and the initial energy ``[chains]``."""
+class End(NamedTuple):
+    """A state where a tree ends; each ``[chains, size]``."""
 
-    step_size: Tensor
-    scale: Tensor
-    initial_energy: Tensor
+    position: Tensor
+    gradient: Tensor
+    momentum: Tensor
 
 
 class Tree(NamedTuple):
@@ -41,71 +55,79 @@ class Tree(NamedTuple):
 
     Attributes:
         first: the end where it began.
-        last: the end where it may grow.
+        last: the end where it grows.
         momentum_sum: ``[chains, size]``.
         proposal: one of its states.
         energy: ``[chains]``, that of the proposal, kinetic energy included.
-        log_weight: ``[chains]``, of all its states; relative to the initial state.
+        initial_energy: ``[chains]``, that of the state from which the trajectory began.
+        log_weight: ``[chains]``, of all its states, relative to the initial state.
         accept_sum: ``[chains]``, the sum of ``min(1, exp(-change of energy))``.
         num_leaves: ``[chains]``, how many states have been computed for it.
+        diverging: ``[chains]``, 0 or 1.
         growing: ``[chains]``, whether it has neither turned nor diverged.
-        diverging: ``[chains]``.
     """
 
-    first: Phase
-    last: Phase
+    first: End
+    last: End
     momentum_sum: Tensor
     proposal: HMCState
     energy: Tensor
+    initial_energy: Tensor
     log_weight: Tensor
     accept_sum: Tensor
     num_leaves: Tensor
-    growing: Tensor
     diverging: Tensor
+    growing: Tensor
 
 
-def sapling(phase: Phase) -> tuple[Tree, Tensor]:
-    """The tree of the initial state alone, and the energy of that state."""
-    energy = _energy(phase)
+class Packed(NamedTuple):
+    """A :class:`Tree` in three tensors, which are quick to hand from graph to graph.
+
+    Attributes:
+        vectors: ``[9, chains, size]``.
+        numbers: ``[7, chains]``.
+        growing: ``[chains]``.
+    """
+
+    vectors: Tensor
+    numbers: Tensor
+    growing: Tensor
+
+
+def sapling(state: HMCState, momentum: Tensor) -> Tree:
+    """The tree of the initial state alone."""
+    energy = state.potential_energy + _kinetic(momentum)
+    end = End(state.position, state.gradient, momentum)
     zero = torch.zeros_like(energy)
     growing = torch.ones_like(energy, dtype=torch.bool)
-    proposal = HMCState(*phase[:3])
-    tree = Tree(
-        phase, phase, phase.momentum, proposal, energy, zero, zero, zero, growing, ~growing
-    )
-    return tree, energy
+    return Tree(end, end, momentum, state, energy, energy, zero, zero, zero, zero, growing)
 
 
-def leaf(potential: Potential, start: Phase, growing: Tensor, motion: Motion) -> Tree:
-    """The next state after ``start``; chains that no longer grow stay where they are."""
-    step_size = motion.step_size * growing.unsqueeze(-1)
-    phase = leapfrog(potential, start, step_size, motion.scale, 1)
-    energy = _energy(phase)
-    change = energy - motion.initial_energy
-    finite = change <= MAX_ENERGY_CHANGE  # false for NaN
-    valid = growing & finite
-    return Tree(
-        first=phase,
-        last=phase,
-        momentum_sum=phase.momentum,
-        proposal=HMCState(*phase[:3]),
-        energy=energy,
-        log_weight=torch.where(valid, -change, -torch.inf),
-        accept_sum=torch.where(valid, torch.exp(-change.clamp(min=0.0)), 0.0),
-        num_leaves=growing.to(energy.dtype),
-        growing=valid,
-        diverging=growing & ~finite,
-    )
+def grow(potential: Potential, tree: Tree, tuning: Tuning, uniform: Tensor) -> Tree:
+    """The ``2**depth`` states that follow a tree.
+
+    Args:
+        potential: gives the force.
+        tree: whose states they follow.
+        tuning: step size and scale.
+        uniform: ``[2**depth - 1, chains]``, random numbers on ``(0, 1)``.
+    """
+    if len(uniform) == 0:
+        return _leaf(potential, tree, tuning)
+    left, right = uniform[1:].chunk(2) if len(uniform) > 1 else (uniform[:0], uniform[:0])
+    first = grow(potential, tree, tuning, left)
+    second = grow(potential, first, tuning, right)
+    return join(first, second, uniform[0])
 
 
 def join(first: Tree, second: Tree, uniform: Tensor) -> Tree:
-    """A tree and its neighbour of equal size.
+    """A tree and the neighbour of equal size that was grown from its end.
 
     The proposal is the second's with its share of the weight as probability.
 
     Args:
         first: the earlier half.
-        second: the later half, grown from the end of the first.
+        second: the later half.
         uniform: ``[chains]``, random numbers on ``(0, 1)``.
     """
     return _joined(first, second, uniform < torch.sigmoid(second.log_weight - first.log_weight))
@@ -115,15 +137,15 @@ def extend(tree: Tree, second: Tree, uniform: Tensor) -> Tree:
     """The trajectory so far and a neighbour of equal size.
 
     A neighbour that turned or diverged within itself is left out. Else the proposal is the
-    neighbour's with probability ``min(1, ratio of weights)``, which favours it: states far from the
-    initial one are better draws, and the law remains invariant.
+    neighbour's with probability ``min(1, ratio of weights)``, which favours states far from the
+    initial one and leaves the law invariant all the same.
     """
-    favoured = uniform.log() < second.log_weight - tree.log_weight
+    favoured = uniform < torch.exp(second.log_weight - tree.log_weight)
     return _joined(tree, second, second.growing & favoured)
 
 
 def turn(tree: Tree, reverse: Tensor) -> Tree:
-    """The same states the other way round where ``reverse [chains]``: it then grows at the other end."""
+    """The same states in reverse order where ``reverse [chains]``, to grow at the other end."""
     sign = torch.where(reverse, -1.0, 1.0).to(tree.momentum_sum.dtype).unsqueeze(-1)
     first, last = select(reverse, tree.last, tree.first), select(reverse, tree.first, tree.last)
     return tree._replace(
@@ -133,30 +155,99 @@ def turn(tree: Tree, reverse: Tensor) -> Tree:
     )
 
 
+def pack(tree: Tree) -> Packed:
+    """The numbers are the potential energy of the proposal and the fields after it, in order."""
+    position, potential_energy, gradient = tree.proposal
+    vectors = [*tree.first, *tree.last, tree.momentum_sum, position, gradient]
+    numbers = [potential_energy, *tree[4:10]]
+    return Packed(torch.stack(vectors), torch.stack(numbers), tree.growing)
+
+
+def unpack(packed: Packed) -> Tree:
+    """The inverse of :func:`pack`."""
+    vectors = packed.vectors.unbind()
+    potential_energy, energy, initial, weight, accept_sum, leaves, diverging = packed.numbers
+    return Tree(
+        first=End(*vectors[:3]),
+        last=End(*vectors[3:6]),
+        momentum_sum=vectors[6],
+        proposal=HMCState(vectors[7], potential_energy, vectors[8]),
+        energy=energy,
+        initial_energy=initial,
+        log_weight=weight,
+        accept_sum=accept_sum,
+        num_leaves=leaves,
+        diverging=diverging,
+        growing=packed.growing,
+    )
+
+
+def take(packed: Packed, chains: Tensor, size: int) -> Packed:
+    """The trees of some chains, filled up to a ``size`` with trees that do not grow."""
+    if size == len(packed.growing):
+        return packed
+    padded = torch.cat([chains, chains[:1].expand(size - len(chains))])
+    growing = packed.growing.index_select(0, padded)
+    growing[len(chains) :] = False
+    vectors = packed.vectors.index_select(1, padded)
+    return Packed(vectors, packed.numbers.index_select(1, padded), growing)
+
+
+def put(packed: Packed, chains: Tensor, changed: Packed) -> Packed:
+    """Puts the trees of some chains back, in place; what :func:`take` took them from."""
+    if len(changed.growing) == len(packed.growing):
+        return changed
+    count = len(chains)
+    packed.vectors.index_copy_(1, chains, changed.vectors[:, :count])
+    packed.numbers.index_copy_(1, chains, changed.numbers[:, :count])
+    packed.growing.index_copy_(0, chains, changed.growing[:count])
+    return packed
+
+
+def _leaf(potential: Potential, tree: Tree, tuning: Tuning) -> Tree:
+    """The next state; chains that no longer grow stay where they are."""
+    start = Phase(tree.last.position, tree.energy, tree.last.gradient, tree.last.momentum)
+    step_size = tuning.step_size * tree.growing.unsqueeze(-1)
+    state = leapfrog(potential, start, step_size, tuning.scale, 1)
+    energy = state.potential_energy + _kinetic(state.momentum)
+    change = energy - tree.initial_energy
+    valid = tree.growing & (change <= MAX_ENERGY_CHANGE)  # false for NaN
+    end = End(state.position, state.gradient, state.momentum)
+    return Tree(
+        first=end,
+        last=end,
+        momentum_sum=state.momentum,
+        proposal=HMCState(*state[:3]),
+        energy=energy,
+        initial_energy=tree.initial_energy,
+        log_weight=torch.where(valid, -change, -torch.inf),
+        accept_sum=torch.where(valid, torch.exp(-change.clamp(min=0.0)), 0.0),
+        num_leaves=tree.growing.to(energy.dtype),
+        diverging=(tree.growing & ~valid).to(energy.dtype),
+        growing=valid,
+    )
+
+
 def _joined(first: Tree, second: Tree, chosen: Tensor) -> Tree:
-    turned = _turned(first, second)
     return Tree(
         first=first.first,
         last=second.last,
         momentum_sum=first.momentum_sum + second.momentum_sum,
         proposal=select(chosen, second.proposal, first.proposal),
         energy=torch.where(chosen, second.energy, first.energy),
+        initial_energy=first.initial_energy,
         log_weight=torch.logaddexp(first.log_weight, second.log_weight),
         accept_sum=first.accept_sum + second.accept_sum,
         num_leaves=first.num_leaves + second.num_leaves,
-        growing=second.growing & ~turned,
-        diverging=first.diverging | second.diverging,
+        diverging=first.diverging + second.diverging,
+        growing=second.growing & ~_turned(first, second),
     )
 
 
 def _turned(first: Tree, second: Tree) -> Tensor:
-    """Whether the way from end to end no longer lengthens, or that from one half into the other."""
-    a, b, c, d = (
-        first.first.momentum,
-        first.last.momentum,
-        second.first.momentum,
-        second.last.momentum,
-    )
+    """Whether the way from end to end no longer lengthens, or that across the border of the two."""
+    a, b = first.first.momentum, first.last.momentum
+    c, d = second.first.momentum, second.last.momentum
     return (
         _opposed(a, d, first.momentum_sum + second.momentum_sum)
         | _opposed(a, c, first.momentum_sum + c)
@@ -168,5 +259,5 @@ def _opposed(first: Tensor, last: Tensor, way: Tensor) -> Tensor:
     return ((first * way).sum(-1) <= 0) | ((last * way).sum(-1) <= 0)
 
 
-def _energy(phase: Phase) -> Tensor:
-    return phase.potential_energy + 0.5 * phase.momentum.square().sum(-1)
+def _kinetic(momentum: Tensor) -> Tensor:
+    return 0.5 * momentum.square().sum(-1)

@@ -10,17 +10,31 @@ from torch import Tensor
 
 from pyrogen.kernels._adaptation import WarmUp
 from pyrogen.kernels._kernel import Kernel, standard_tuning
+from pyrogen.kernels._options import MASS_MATRICES, between_0_and_1, one_of, positive, whole
 from pyrogen.kernels._potential import Potential
 from pyrogen.kernels._runner import Runner
 from pyrogen.kernels._target import Target
-from pyrogen.kernels._trees import Motion, Tree, extend, join, leaf, sapling, turn
+from pyrogen.kernels._trees import (
+    Packed,
+    Tree,
+    extend,
+    grow,
+    join,
+    pack,
+    put,
+    sapling,
+    take,
+    turn,
+    unpack,
+)
 from pyrogen.kernels._tuning import Tuning
-from pyrogen.kernels.hmc import HMCState, Phase
+from pyrogen.kernels.hmc import HMCState
 
 __all__ = ["NUTS", "NUTSInfo"]
 
-_FIRST = 3  # doublings in the first graph
-_UNROLLED = 2  # a sub-tree of 2**2 leaves is one graph
+_FUSED = 2  # the first doublings are one graph, and so are 2**2 leaves of a later one
+_GROUPS = 8  # into how many the chains are divided for the later doublings
+_LEAST_GROUP = {"cpu": 256}  # chains of a group; below this a call costs more than its work
 
 
 class NUTSInfo(NamedTuple):
@@ -49,8 +63,9 @@ class NUTS(Kernel):
     last doubling. A step whose energy exceeds the initial one by more than 1000 ends it, too: a
     divergence.
 
-    All chains double together, so that a leapfrog step of every chain is one operation: a chain
-    whose trajectory is complete waits for the others.
+    All chains double together, so that a leapfrog step of every chain is one operation. Chains
+    whose trajectories are complete wait for the others: the few that go on are gathered into
+    groups, which cost less than all.
 
     Args:
         model: a Pyro model of static structure.
@@ -69,15 +84,18 @@ class NUTS(Kernel):
         ValueError: for an argument out of its range.
 
     References:
-        Hoffman, Gelman, *The No-U-Turn Sampler: Adaptively Setting Path Lengths in Hamiltonian Monte
-        Carlo*, JMLR 2014 (arXiv:1111.4246). Betancourt, *A Conceptual Introduction to Hamiltonian
-        Monte Carlo*, 2017 (arXiv:1701.02434). Lao, Dillon, *Unrolled Implementation of No-U-Turn
-        Sampler*, 2019; Phan, Pradhan, Jankowiak, *Composable Effects for Flexible and Accelerated
-        Probabilistic Programming in NumPyro*, 2019 (arXiv:1912.11554), on many chains at once.
+        Hoffman, Gelman, *The No-U-Turn Sampler: Adaptively Setting Path Lengths in Hamiltonian
+        Monte Carlo*, JMLR 2014 (arXiv:1111.4246). Betancourt, *A Conceptual Introduction to
+        Hamiltonian Monte Carlo*, 2017 (arXiv:1701.02434). Phan, Pradhan, Jankowiak, *Composable
+        Effects for Flexible and Accelerated Probabilistic Programming in NumPyro*, 2019
+        (arXiv:1912.11554): many chains at once.
 
     Example:
-        >>> kernel = NUTS(energy=lambda x: 0.5 * x.square().sum(-1), event_shape=(2,), compile=False)
-        >>> mcmc = MCMC(kernel, num_samples=20, warmup_steps=20, num_chains=50, disable_progbar=True)
+        >>> from pyrogen.kernels import MCMC
+        >>> def energy(x):
+        ...     return 0.5 * x.square().sum(-1)
+        >>> kernel = NUTS(energy=energy, event_shape=(2,), compile=False)
+        >>> mcmc = MCMC(kernel, 20, warmup_steps=20, num_chains=50, disable_progbar=True)
         >>> mcmc.run()
         >>> bool((mcmc.info["num_steps"] < 2 ** mcmc.info["tree_depth"]).all())
         True
@@ -104,104 +122,128 @@ class NUTS(Kernel):
             event_shape=event_shape,
             compile=compile,
         )
-        self.step_size = step_size
-        self.max_tree_depth = max_tree_depth
-        self.mass_matrix = mass_matrix
-        self._warm_up = WarmUp(target_accept_prob, adapt_step_size, mass_matrix is not None)
+        self.step_size = positive("step_size", step_size)
+        self.max_tree_depth = whole("max_tree_depth", max_tree_depth, 1)
+        self.mass_matrix = one_of("mass_matrix", mass_matrix, MASS_MATRICES)
+        target = between_0_and_1("target_accept_prob", target_accept_prob)
+        self._warm_up = WarmUp(target, adapt_step_size, mass_matrix is not None)
 
     def initial_tuning(self, target: Target) -> Tuning:
+        """The step size given, and the identity for a mass matrix."""
         return standard_tuning(target, self.step_size, self.mass_matrix == "dense")
 
     def warm_up(self) -> WarmUp:
+        """Step size and mass matrix, from all chains."""
         return self._warm_up
 
     def init(self, potential: Potential, position: Tensor, tuning: Tuning) -> HMCState:
+        """The potential energy and its gradient at ``position``."""
         return HMCState(position, *potential.value_and_grad(position))
 
     def step(
         self, potential: Potential, state: HMCState, tuning: Tuning
     ) -> tuple[HMCState, NUTSInfo]:
         """All ``max_tree_depth`` doublings, whether or not a chain needs them."""
-        return self._finish(*self._begin(potential, state, tuning, self.max_tree_depth), tuning)
+        trees = self._doublings(potential, state, tuning, self.max_tree_depth)
+        return self._finish(trees, tuning)
 
     def transition(
         self, run: Runner, state: HMCState, tuning: Tuning, iteration: int
     ) -> tuple[HMCState, NUTSInfo]:
-        """As many doublings as the longest trajectory needs."""
-        first = min(_FIRST, self.max_tree_depth)
-        tree, depth, motion = run(self._begin, state, tuning, first)
-        for doubling in range(first, self.max_tree_depth):
-            if not tree.growing.any():
+        """As many doublings as each chain needs, for groups of those that still need one."""
+        trees = run(self._begin, state, tuning)
+        for depth in range(_FUSED, self.max_tree_depth):
+            growing = trees.growing.nonzero().flatten()
+            if len(growing) == 0:
                 break
-            tree = run(self._turn, tree)
-            part = self._grow(run, tree.last, tree.growing, motion, doubling)
-            tree, depth = run(self._extend, tree, part, depth)
-        result: tuple[HMCState, NUTSInfo] = run.plain(self._finish, tree, depth, motion, tuning)
+            for chains in growing.split(_group_size(trees)):
+                trees = self._double(run, trees, chains, tuning, depth)
+        result: tuple[HMCState, NUTSInfo] = run.plain(self._finish, trees, tuning)
         return result
 
     def probe(self, run: Runner, state: HMCState, tuning: Tuning) -> Tensor:
-        tree, _, _ = run.once(self._begin, state, tuning, 1)
-        accept_prob: Tensor = tree.accept_sum
+        """That of one leapfrog step."""
+        accept_prob: Tensor = unpack(run.once(self._one, state, tuning)).accept_sum
         return accept_prob
 
-    def _begin(
-        self, potential: Potential, state: HMCState, tuning: Tuning, doublings: int
-    ) -> tuple[Tree, Tensor, Motion]:
-        """The first doublings."""
-        tree, energy = sapling(Phase(*state, torch.randn_like(state.position)))
-        motion = Motion(tuning.step_size, tuning.scale, energy)
-        depth = torch.zeros_like(energy)
-        for doubling in range(doublings):
-            tree = self._turn(potential, tree)
-            part = self._subtree(potential, tree.last, tree.growing, motion, doubling)
-            tree, depth = self._extend(potential, tree, part, depth)
-        return tree, depth, motion
+    def _begin(self, potential: Potential, state: HMCState, tuning: Tuning) -> Packed:
+        return self._doublings(potential, state, tuning, min(_FUSED, self.max_tree_depth))
 
-    def _grow(
-        self, run: Runner, start: Phase, growing: Tensor, motion: Motion, depth: int
-    ) -> Tree:
-        """A sub-tree of ``2**depth`` leaves; only its first part if no chain needs the rest."""
-        if depth <= _UNROLLED:
-            part: Tree = run(self._subtree, start, growing, motion, depth)
+    def _one(self, potential: Potential, state: HMCState, tuning: Tuning) -> Packed:
+        return self._doublings(potential, state, tuning, 1)
+
+    def _doublings(
+        self, potential: Potential, state: HMCState, tuning: Tuning, doublings: int
+    ) -> Packed:
+        """A trajectory from its beginning."""
+        tree = sapling(state, torch.randn_like(state.position))
+        for depth in range(doublings):
+            tree = _doubled(tree, grow(potential, tree, tuning, _uniform(2**depth - 1, tree)))
+        return pack(tree)
+
+    def _double(
+        self, run: Runner, trees: Packed, chains: Tensor, tuning: Tuning, depth: int
+    ) -> Packed:
+        """Doubles the trajectories of some chains."""
+        tree = take(trees, chains, _group_size(trees))
+        return put(trees, chains, run(self._extend, tree, self._grow(run, tree, tuning, depth)))
+
+    def _grow(self, run: Runner, tree: Packed, tuning: Tuning, depth: int) -> Packed:
+        """The ``2**depth`` states that follow; the first of them, if no chain needs the rest."""
+        if depth == _FUSED:
+            part: Packed = run(self._branch, tree, tuning)
             return part
-        first = self._grow(run, start, growing, motion, depth - 1)
+        first = self._grow(run, tree, tuning, depth - 1)
         if not first.growing.any():
             return first
-        second = self._grow(run, first.last, first.growing, motion, depth - 1)
-        joined: Tree = run(self._join, first, second)
+        joined: Packed = run(self._join, first, self._grow(run, first, tuning, depth - 1))
         return joined
 
-    def _subtree(
-        self, potential: Potential, start: Phase, growing: Tensor, motion: Motion, depth: int
-    ) -> Tree:
-        if depth == 0:
-            return leaf(potential, start, growing, motion)
-        first = self._subtree(potential, start, growing, motion, depth - 1)
-        second = self._subtree(potential, first.last, first.growing, motion, depth - 1)
-        return self._join(potential, first, second)
+    def _branch(self, potential: Potential, packed: Packed, tuning: Tuning) -> Packed:
+        tree = unpack(packed)
+        return pack(grow(potential, tree, tuning, _uniform(2**_FUSED - 1, tree)))
 
-    def _join(self, potential: Potential, first: Tree, second: Tree) -> Tree:
-        return join(first, second, torch.rand_like(first.energy))
+    def _join(self, potential: Potential, first: Packed, second: Packed) -> Packed:
+        return pack(join(unpack(first), unpack(second), torch.rand_like(first.numbers[0])))
 
-    def _turn(self, potential: Potential, tree: Tree) -> Tree:
-        return turn(tree, torch.rand_like(tree.energy) < 0.5)
+    def _extend(self, potential: Potential, tree: Packed, part: Packed) -> Packed:
+        return pack(_doubled(unpack(tree), unpack(part)))
 
-    def _extend(
-        self, potential: Potential, tree: Tree, part: Tree, depth: Tensor
-    ) -> tuple[Tree, Tensor]:
-        depth = depth + tree.growing.to(depth.dtype)
-        return extend(tree, part, torch.rand_like(tree.energy)), depth
-
-    def _finish(
-        self, tree: Tree, depth: Tensor, motion: Motion, tuning: Tuning
-    ) -> tuple[HMCState, NUTSInfo]:
+    def _finish(self, trees: Packed, tuning: Tuning) -> tuple[HMCState, NUTSInfo]:
+        tree = unpack(trees)
         info = NUTSInfo(
             accept_prob=tree.accept_sum / tree.num_leaves,
-            diverging=tree.diverging,
+            diverging=tree.diverging > 0,
             potential_energy=tree.proposal.potential_energy,
             energy=tree.energy,
             num_steps=tree.num_leaves,
             step_size=tuning.step_size,
-            tree_depth=depth,
+            tree_depth=_depth(tree.num_leaves, self.max_tree_depth),
         )
         return tree.proposal, info
+
+
+def _doubled(tree: Tree, part: Tree) -> Tree:
+    """With the neighbour ``part``, and turned round or not for the next doubling."""
+    choice, direction = _uniform(2, tree)
+    return turn(extend(tree, part, choice), direction < 0.5)
+
+
+def _depth(num_leaves: Tensor, most: int) -> Tensor:
+    """How many doublings began: the ``j``-th has the leaf number ``2**(j - 1)``."""
+    depth = torch.zeros_like(num_leaves)
+    for j in range(most):
+        depth = depth + (num_leaves >= 2**j).to(depth.dtype)
+    return depth
+
+
+def _uniform(count: int, tree: Tree) -> Tensor:
+    like = tree.energy
+    return torch.rand((count, *like.shape), dtype=like.dtype, device=like.device)
+
+
+def _group_size(trees: Packed) -> int:
+    """How many chains double together: a fraction, but enough to be worth the calls."""
+    num_chains = len(trees.growing)
+    least = _LEAST_GROUP.get(trees.growing.device.type, num_chains)
+    return min(num_chains, max(least, -(-num_chains // _GROUPS)))

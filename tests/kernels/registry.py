@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pyrogen.kernels import HMC, MALA, Kernel, Langevin, RandomWalk
+from pyrogen.kernels import HMC, MALA, NUTS, Kernel, Langevin, RandomWalk
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ KERNELS = {
     "HMC dense": Entry(HMC, {"step_size": 0.5, "num_steps": 2, "mass_matrix": "dense"}),
     "HMC chees": Entry(HMC, {"step_size": 0.4, "num_steps": 5, "trajectory": "chees"}),
     "HMC long": Entry(HMC, {"step_size": 0.1, "num_steps": 18}),
+    "NUTS": Entry(NUTS, {"step_size": 0.5, "max_tree_depth": 5}),
 }
 
 EXACT_KERNELS = [name for name, entry in KERNELS.items() if entry.exact]
