@@ -7,6 +7,7 @@ r"""Warm-up: step size, mass matrix and trajectory length, learned from all chai
       \log\epsilon_t = \mu - \tfrac{\sqrt t}{\gamma} \bar h_t,
 
   and what remains is the average of :math:`\log\epsilon_t` with weights :math:`t^{-\kappa}`.
+  :math:`\mu` is the logarithm of the step size that a search by doubling found at the start.
 * **Mass matrix**: the variance (or covariance) of the positions of all chains over a window, shrunk
   to a small multiple of the identity. Windows double in length; each starts anew.
 * **Trajectory length**: Adam on :math:`\log T` along the gradient of ChEES, the change in the
@@ -92,7 +93,7 @@ class WarmUp:
         """Before the first step, with ``tuning`` as it is to begin with."""
         zero = torch.zeros_like(tuning.step_size)
         return WarmUpState(
-            StepSizeState(zero, torch.log(10 * tuning.step_size), zero, zero),
+            StepSizeState(zero, tuning.step_size.log(), zero, zero.clone()),
             self._no_moments(tuning, position),
             TrajectoryState(zero, zero, zero),
         )
@@ -184,17 +185,18 @@ class WarmUp:
         return MomentState(zero, torch.zeros_like(position[0]), torch.zeros_like(scale))
 
 
-def window_ends(warmup_steps: int) -> dict[int, bool]:
+def window_ends(warmup_steps: int, num_chains: int) -> dict[int, bool]:
     """After which steps a window ends, and whether its positions are to be used.
 
-    Stan's schedule: 15 % (at most 75 steps) to find the bulk, windows of 25, 50, 100, ... steps,
-    and 10 % (at most 50 steps) for the step size alone.
+    Much as Stan's: 15 % (at most 75 steps) to find the bulk, windows of 25, 50, 100, ... steps
+    (10, 20, 40, ... with 20 chains or more), and 10 % (15 to 50 steps) for the step size alone.
+    Less than 40 steps are for the step size alone.
     """
-    if warmup_steps < 20:
+    if warmup_steps < 40:
         return {}
-    start, end = min(75, int(0.15 * warmup_steps)), min(50, int(0.1 * warmup_steps))
+    start, end = min(75, int(0.15 * warmup_steps)), min(50, max(15, int(0.1 * warmup_steps)))
     ends = {start: False}
-    window, at, last = 25, start, warmup_steps - end
+    window, at, last = 10 if num_chains >= 20 else 25, start, warmup_steps - end
     while at < last:
         following = at + window
         at = last if following + 2 * window > last else following

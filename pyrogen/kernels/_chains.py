@@ -41,7 +41,7 @@ class Chains:
         self.tuning = kernel.initial_tuning(target)
         self.state = run.once(kernel.init, position, self.tuning)
         self._warm_up = kernel.warm_up() if warmup_steps > 0 else None
-        self._window_ends = window_ends(warmup_steps)
+        self._window_ends = window_ends(warmup_steps, len(position))
         if self._warm_up is not None:
             if self._warm_up.step_size:
                 self._find_step_size(self._warm_up.target_accept_prob)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 from torch.distributions import Transform
@@ -17,6 +18,7 @@ from pyrogen.kernels._chains import Chains
 from pyrogen.kernels._initial import given_position, random_position
 from pyrogen.kernels._potential import Potential
 from pyrogen.kernels._runner import Runner
+from pyrogen.kernels._shell import Shell
 from pyrogen.kernels._target import Target
 from pyrogen.kernels._tuning import Tuning
 
@@ -50,6 +52,10 @@ class Kernel(MCMCKernel):
         ValueError: if not exactly one of model, potential and energy is given.
     """
 
+    # Attributes are options, which graphs of the kernel depend on; what changes while chains run is
+    # kept out of their sight.
+    __slots__ = ("_shell",)
+
     needs_exact_potential: ClassVar[bool] = True
     """Whether a minibatch potential would make the kernel wrong."""
 
@@ -80,10 +86,7 @@ class Kernel(MCMCKernel):
         self.energy = energy
         self.event_shape = None if event_shape is None else tuple(event_shape)
         self.compile = compile
-        self.transforms: dict[str, Transform] | None = None
-        self._initial_params: dict[str, Tensor] | None = None
-        self._runner: Runner | None = None
-        self._reset()
+        self._shell = Shell()
 
     # What a kernel defines.
 
@@ -167,6 +170,17 @@ class Kernel(MCMCKernel):
             kwargs: of the model.
             initial_params: unconstrained values, each ``[num_chains, *shape]``.
         """
+        with pyro.validation_enabled(False), poutine.block(), torch.no_grad():
+            return self._start(num_chains, warmup_steps, args, kwargs, initial_params)
+
+    def _start(
+        self,
+        num_chains: int,
+        warmup_steps: int,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        initial_params: Mapping[str, Tensor] | None,
+    ) -> Chains:
         if initial_params is None and self.potential_fn is not None:
             raise ValueError(
                 "expected initial_params with potential_fn, got none; they say which unconstrained "
@@ -177,106 +191,88 @@ class Kernel(MCMCKernel):
         if self.model is None and given:  # nothing else says of which type the numbers are
             example = next(iter(given.values()))
             target.dtype, target.device = example.dtype, example.device
-        self._runner = Runner(target, self.compile, self._runner)
+        self._shell.runner = run = Runner(target, self.compile, self._shell.runner)
         if initial_params is None:
-            position = random_position(target, self._runner, num_chains)
+            position = random_position(target, run, num_chains)
         else:
-            position = given_position(target, self._runner, num_chains, given)
-        self.transforms = target.transforms
-        return Chains(self, target, self._runner, position, warmup_steps)
+            position = given_position(target, run, num_chains, given)
+        self._shell.transforms = target.transforms
+        return Chains(self, target, run, position, warmup_steps)
 
     # The shell: one chain under ``pyro.infer.MCMC``.
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         """Starts one chain; what an earlier one left is forgotten."""
-        given = self._initial_params
-        self._reset()
-        self._initial_params = given
+        shell = self._shell
+        given = shell.initial_params
+        shell.reset()
+        shell.initial_params = given
         one = None if given is None else {name: x.unsqueeze(0) for name, x in given.items()}
-        with pyro.validation_enabled(False):
-            self._chains = self.start(1, warmup_steps, args, kwargs, one)
+        shell.chains = self.start(1, warmup_steps, args, kwargs, one)
 
     def cleanup(self) -> None:
         """Forgets the chain and where it was to start."""
-        self._reset()
+        self._shell.reset()
 
     def sample(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The draw that follows ``params``, unconstrained."""
-        chains = self._chains
-        if chains is None:
-            raise ValueError("expected setup(warmup_steps, ...) before sample(params)")
-        if not self._is_current(params):
-            chains.restart(chains.target.flatten(params).unsqueeze(0))
-        warming = chains.iteration < chains.warmup_steps
-        self._infos.append(chains.advance())
-        if warming and chains.iteration == chains.warmup_steps:
-            self._infos.clear()
-        self._draw = chains.target.unflatten(chains.position[0].clone())
-        return dict(self._draw)
+        return self._shell.sample(params)
 
     def logging(self) -> dict[str, str]:
         """Step size and mean acceptance probability so far, for a progress bar."""
-        if not self._infos:
+        infos = self._shell.infos
+        if not infos:
             return {}
         return {
-            "step size": f"{float(self._infos[-1].step_size):.2e}",
-            "acc. prob": f"{self._mean_accept_prob():.3f}",
+            "step size": f"{float(infos[-1].step_size):.2e}",
+            "acc. prob": f"{self._shell.mean_accept_prob():.3f}",
         }
 
     def diagnostics(self) -> dict[str, Any]:
-        """The draws that diverged, and the mean acceptance probability, after warm-up."""
-        if not self._infos:
-            return {"divergences": [], "acceptance rate": float("nan")}
-        diverging = torch.cat([info.diverging for info in self._infos])
+        """The draws that diverged, the mean acceptance probability, and ``info``, after warm-up."""
+        infos = self._shell.infos
+        diverging = [bool(info.diverging) for info in infos]
         return {
-            "divergences": diverging.nonzero().flatten().tolist(),
-            "acceptance rate": self._mean_accept_prob(),
+            "divergences": [i for i, diverged in enumerate(diverging) if diverged],
+            "acceptance rate": self._shell.mean_accept_prob(),
+            "info": self._shell.info(self.unrecorded),
         }
+
+    @property
+    def transforms(self) -> dict[str, Transform] | None:
+        """The bijections from supports to the reals, once the model has been seen."""
+        return self._shell.transforms
 
     @property
     def initial_params(self) -> dict[str, Tensor] | None:
         """Unconstrained values that the chain starts from."""
-        if self._chains is not None and self._initial_params is None:
-            return self._chains.target.unflatten(self._chains.position[0].clone())
-        return None if self._initial_params is None else dict(self._initial_params)
+        given, chains = self._shell.initial_params, self._shell.chains
+        if given is None and chains is not None:
+            return chains.target.unflatten(chains.position[0].clone())
+        return None if given is None else dict(given)
 
     @initial_params.setter
     def initial_params(self, params: Mapping[str, Tensor] | None) -> None:
-        self._initial_params = None if params is None else dict(params)
+        self._shell.initial_params = None if params is None else dict(params)
 
     @property
     def save_params(self) -> list[str]:
         """The sites that Pyro's driver keeps, sorted, as it unpacks them."""
-        if self._save_params is None:
+        if self._shell.save_params is None:
             raise AttributeError("save_params")  # Pyro's driver then keeps all
-        return self._save_params
+        return self._shell.save_params
 
     @save_params.setter
     def save_params(self, names: Sequence[str] | None) -> None:
-        self._save_params = None if names is None else sorted(names)
-
-    _save_params: list[str] | None = None
+        self._shell.save_params = None if names is None else sorted(names)
 
     def __getstate__(self) -> dict[str, Any]:
         """A kernel without its chain and its graphs, which cannot be copied."""
-        return {**self.__dict__, "_runner": None, "_chains": None, "_infos": [], "_draw": None}
+        return {**self.__dict__, "_shell": self._shell.portable()}
 
-    def _reset(self) -> None:
-        self._chains: Chains | None = None
-        self._infos: list[Any] = []
-        self._draw: dict[str, Tensor] | None = None
-        self._initial_params = None
-
-    def _mean_accept_prob(self) -> float:
-        return float(torch.stack([info.accept_prob for info in self._infos]).mean())
-
-    def _is_current(self, params: Mapping[str, Tensor]) -> bool:
-        """Whether ``params`` is where the chain stands."""
-        assert self._chains is not None  # noqa: S101
-        known = self._draw or self._chains.target.unflatten(self._chains.position[0])
-        return params.keys() == known.keys() and all(
-            x is known[name] or torch.equal(x, known[name]) for name, x in params.items()
-        )
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
 
 
 def standard_tuning(

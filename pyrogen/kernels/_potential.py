@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyrogen.kernels._vectorize import vectorized
+
 __all__ = ["Batched", "PerChain", "Potential", "Tempered"]
 
 
@@ -60,9 +62,7 @@ class PerChain(Potential):
     def value(self, position: Tensor) -> Tensor:
         common = self._draw_common()
         if self._vectorized:
-            function = torch.func.vmap(self._function, in_dims=(0, None), randomness="different")
-            values: Tensor = function(position, common)
-            return values
+            return vectorized(lambda chain: self._function(chain, common), position)
         return torch.stack([self._function(chain, common) for chain in position])
 
 

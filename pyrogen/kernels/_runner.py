@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.utils import _pytree as pytree
 from pyrogen.errors import GraphError
 from pyrogen.graph import Captured, Graph
 from pyrogen.kernels._target import Target
+from pyrogen.kernels._vectorize import other_words
 
 __all__ = ["Runner"]
 
@@ -65,13 +67,14 @@ class Runner:
         leaves: list[Tensor] = []
         key = function, potential, compile, *_split(tensors, leaves)
         call = self._calls.get(key)
-        if call is not None and (outputs := call(leaves)) is not None:
-            return outputs
+        if call is not None:
+            return call(leaves)
         try:
             self._calls[key] = call = self._prepared(function, potential, compile, tensors)
-        except GraphError:
+        except GraphError as error:
             if self._compile:
                 raise
+            warnings.warn(f"the chains run one by one, which is slow: {error}", stacklevel=2)
             self._eager = True
             return self._uncaptured(function, potential, tensors)
         return call(leaves)
@@ -84,7 +87,7 @@ class Runner:
             captured = _with_potential(function, self._target) if potential else function
             self._captured[key] = Captured(captured, compile=compile)
         before = (self._target.layout, self._target.arguments) if potential else ()
-        with _inductor_options():
+        with _inductor_options(), other_words():
             graph, _ = self._captured[key]._lookup(False, (*before, *tensors), {})
         return _Call(graph, [x for x in pytree.tree_leaves(before) if isinstance(x, Tensor)])
 
@@ -98,7 +101,11 @@ class Runner:
 
 
 class _Call:
-    """A graph that is looked up already, with the arguments of the model that stay the same."""
+    """A graph that is looked up already, with the arguments of the model that stay the same.
+
+    Tensors that the model reads from outside are read at every call; the rest of what it reads
+    there (numbers, flags) is taken to stay the same during a run.
+    """
 
     def __init__(self, graph: Graph, arguments: Sequence[Tensor]) -> None:
         self._graph = graph
@@ -107,10 +114,8 @@ class _Call:
         self._nest = pytree.tree_unflatten(places, graph.structure)
 
     def __call__(self, leaves: Sequence[Tensor]) -> Any:
-        """The outputs, or ``None`` if modules have changed so that the graph no longer fits."""
-        captured = self._graph.read()
-        if captured is None:
-            return None
+        """The outputs, nested as the function nests them."""
+        captured = [source.reads[0]() for source in self._graph.captured]
         inputs = [leaf.contiguous() for leaf in leaves]
         return _filled(self._nest, self._graph([*captured, *self._arguments, *inputs]))
 

@@ -101,7 +101,7 @@ def potential_of_model(
     substitution = _Substitution(values, minibatches)
     if enumerate_from is not None:
         model = poutine.enum(config_enumerate(model), first_available_dim=-1 - enumerate_from)
-    with poutine.block(), substitution:
+    with substitution:
         trace = poutine.trace(model).get_trace(*args, **kwargs)
     if enumerate_from is None:
         log_joint = trace.log_prob_sum()

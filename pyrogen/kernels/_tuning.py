@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 __all__ = ["Info", "Tuning", "from_momentum", "to_momentum"]
@@ -18,6 +17,12 @@ class Tuning(NamedTuple):
         scale: a square root of the inverse mass matrix, that is of the covariance of the target:
             its diagonal ``[size]``, or a lower triangular matrix ``[size, size]``.
         trajectory_length: ``[]``, in the units of the step size; of use to HMC alone.
+
+    Example:
+        >>> one = torch.ones(())
+        >>> tuning = Tuning(step_size=one, scale=torch.ones(3), trajectory_length=one)
+        >>> float(tuning._replace(step_size=one / 2).step_size)
+        0.5
     """
 
     step_size: Tensor
@@ -35,6 +40,12 @@ class Info(NamedTuple):
         energy: of the new state, with the kinetic energy if the kernel has one.
         num_steps: evaluations of the gradient (of the energy, for a kernel without gradient).
         step_size: in use.
+
+    Example:
+        >>> chains, shared = torch.zeros(5), torch.tensor(1.0)
+        >>> info = Info(chains, chains > 0, chains, chains, num_steps=shared, step_size=shared)
+        >>> int(info.diverging.sum())
+        0
     """
 
     accept_prob: Tensor
@@ -53,9 +64,3 @@ def from_momentum(scale: Tensor, momentum: Tensor) -> Tensor:
 def to_momentum(scale: Tensor, gradient: Tensor) -> Tensor:
     """The force ``S' g`` on a standardised momentum, of a gradient ``g [chains, size]``."""
     return scale * gradient if scale.dim() == 1 else gradient @ scale
-
-
-def identity(size: int, dense: bool, like: Tensor) -> Tensor:
-    """The scale that changes nothing."""
-    options = {"dtype": like.dtype, "device": like.device}
-    return torch.eye(size, **options) if dense else torch.ones(size, **options)

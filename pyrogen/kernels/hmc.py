@@ -102,7 +102,7 @@ class HMC(Kernel):
         energy: see :class:`Kernel`.
         event_shape: see :class:`Kernel`.
         step_size: to begin with.
-        num_steps: leapfrog steps of a transition (of the first ones, for ``"chees"``).
+        num_steps: leapfrog steps of a transition; ``"chees"`` begins with one and finds its own.
         trajectory: ``"jittered"``, ``"fixed"`` or ``"chees"``.
         jitter: half-width of the step size's relative jitter, in [0, 1).
         mass_matrix: ``"diagonal"``, ``"dense"``, or ``None`` for the identity.
@@ -120,8 +120,10 @@ class HMC(Kernel):
         2021.
 
     Example:
-        >>> kernel = HMC(energy=lambda x: 0.5 * x.square().sum(-1), event_shape=(2,), compile=False)
-        >>> mcmc = MCMC(kernel, num_samples=20, warmup_steps=20, num_chains=50, disable_progbar=True)
+        >>> from pyrogen.kernels import HMC, MCMC
+        >>> energy = lambda x: 0.5 * x.square().sum(-1)
+        >>> kernel = HMC(energy=energy, event_shape=(2,), compile=False)
+        >>> mcmc = MCMC(kernel, 20, warmup_steps=20, num_chains=50, disable_progbar=True)
         >>> mcmc.run()
         >>> mcmc.get_samples(group_by_chain=True)["x"].shape
         torch.Size([50, 20, 2])
@@ -164,12 +166,11 @@ class HMC(Kernel):
         target = between_0_and_1("target_accept_prob", target_accept_prob)
         adaptive = trajectory == "chees"
         self._warm_up = WarmUp(target, adapt_step_size, mass_matrix is not None, adaptive)
-        self._lengths: tuple[Tuning | None, float, float] = (None, 0.0, 0.0)
 
     def initial_tuning(self, target: Target) -> Tuning:
         """The step size given, and the identity for a mass matrix."""
         dense = self.mass_matrix == "dense"
-        return standard_tuning(target, self.step_size, dense, self.step_size * self.num_steps)
+        return standard_tuning(target, self.step_size, dense, trajectory_length=self.step_size)
 
     def warm_up(self) -> WarmUp:
         """Step size and mass matrix, from all chains."""
@@ -267,10 +268,7 @@ class HMC(Kernel):
         return num_steps * tuning.step_size * (weight * change * speed).sum()
 
     def _count(self, tuning: Tuning, iteration: int) -> int:
-        if self._lengths[0] is not tuning:
-            lengths = torch.stack([tuning.trajectory_length, tuning.step_size]).tolist()
-            self._lengths = (tuning, *lengths)
-        _, length, step_size = self._lengths
+        length, step_size = torch.stack([tuning.trajectory_length, tuning.step_size]).tolist()
         count = math.ceil(2 * _halton(iteration + 1) * length / step_size)
         return min(max(count, 1), self.max_num_steps)
 

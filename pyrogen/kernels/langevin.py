@@ -52,6 +52,7 @@ class Langevin(Kernel):
         simulations*, 1981, doi:10.1016/0550-3213(81)90056-0.
 
     Example:
+        >>> from pyrogen.kernels import Langevin, MCMC
         >>> kernel = Langevin(
         ...     energy=lambda x: 0.5 * x.square().sum(-1), event_shape=(1,), step_size=1.0,
         ...     compile=False,

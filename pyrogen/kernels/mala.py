@@ -52,6 +52,7 @@ class MALA(Kernel):
         doi:10.1111/1467-9868.00123 (the acceptance of 0.574).
 
     Example:
+        >>> from pyrogen.kernels import MALA, MCMC
         >>> energy = torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.Flatten(0))
         >>> kernel = MALA(energy=lambda x: x.square().sum(-1) + energy(x), event_shape=(2,),
         ...     compile=False)

@@ -54,6 +54,7 @@ class RandomWalk(Kernel):
         doi:10.1214/aoap/1034625254 (the acceptance of 0.234).
 
     Example:
+        >>> from pyrogen.kernels import MCMC, RandomWalk
         >>> kernel = RandomWalk(energy=lambda x: x.abs().sum(-1), event_shape=(1,), compile=False)
         >>> mcmc = MCMC(kernel, num_samples=10, num_chains=100, disable_progbar=True)
         >>> mcmc.run()

@@ -220,7 +220,7 @@ def test_setup_twice_forgets_the_first_run(name):
         params = kernel.initial_params
         for _ in range(4):
             params = kernel.sample(params)
-        assert len(kernel._infos) == 2  # the draws after warm-up
+        assert len(kernel._shell.infos) == 2  # the draws after warm-up
     kernel.cleanup()
     kernel.cleanup()
     assert kernel.initial_params is None
