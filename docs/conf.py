@@ -29,10 +29,16 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
 napoleon_custom_sections = [("Shapes", "params_style")]
 
 # Names of other projects would need the network. Our own public names must resolve.
-nitpick_ignore_regex = [(r"py:.*", r"(?!pyrogen\b).*"), (r"py:.*", r"pyrogen\..*\b_\w+")]
+# Nor have names in private modules, and the records of a single kernel, a page.
+nitpick_ignore_regex = [
+    (r"py:.*", r"(?!pyrogen\b).*"),
+    (r"py:.*", r"pyrogen\.(\w+\.)*_\w+(\.\w+)?"),
+    (r"py:class", r"pyrogen\.kernels\.\w+\.\w+(State|Info|Tuning)"),
+]
 
 
 def resolve_by_identity(app, env, node, contnode):

@@ -6,6 +6,7 @@ as it was:
 
 * :mod:`pyrogen.models`, :mod:`pyrogen.guides`: programs, to be trained with ``pyro.infer.SVI``
 * :mod:`pyrogen.losses`: what SVI minimises
+* :mod:`pyrogen.kernels`: Markov chain Monte Carlo with thousands of chains at once
 * :mod:`pyrogen.training`: the loop for long runs
 * :mod:`pyrogen.diagnostics`: results for ArviZ, and the numbers behind them
 * :mod:`pyrogen.distributions`: what a sample site can be

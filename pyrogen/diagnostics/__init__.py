@@ -1,14 +1,17 @@
 """Results for ArviZ, and the numbers behind them.
 
 :func:`from_svi` and :func:`from_mcmc` gather a fit for ArviZ; :func:`psis_khat`,
-:func:`latent_report` and :func:`iwae_bound` say how good it is; the ``plot_``
-functions show it. All of them report the programs without their scales: a ``beta`` or a minibatch
-changes what is trained, not what is measured.
+:func:`latent_report` and :func:`iwae_bound` say how good it is, :func:`nested_rhat` and
+:func:`langevin_bias` whether chains can be trusted; the ``plot_`` functions show it. All of them
+report the programs without their scales: a ``beta`` or a minibatch changes what is trained, not
+what is measured.
 """
 
 from __future__ import annotations
 
+from pyrogen.diagnostics.bias import LangevinBias, SiteBias, langevin_bias
 from pyrogen.diagnostics.bounds import iwae_bound
+from pyrogen.diagnostics.convergence import nested_rhat
 from pyrogen.diagnostics.latent import latent_report
 from pyrogen.diagnostics.mcmc import from_mcmc
 from pyrogen.diagnostics.plots import (
@@ -22,14 +25,18 @@ from pyrogen.diagnostics.report import LatentReport, LatentSite, PosteriorCollap
 from pyrogen.diagnostics.svi import from_svi
 
 __all__ = [
+    "LangevinBias",
     "LatentReport",
     "LatentSite",
     "ParetoDiagnostic",
     "PosteriorCollapseWarning",
+    "SiteBias",
     "from_mcmc",
     "from_svi",
     "iwae_bound",
+    "langevin_bias",
     "latent_report",
+    "nested_rhat",
     "plot_history",
     "plot_images",
     "plot_latent_space",

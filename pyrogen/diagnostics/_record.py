@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -21,11 +22,13 @@ from pyrogen.diagnostics._sites import (
     kind,
     plate_indices,
     plates,
+    total_log_prob,
 )
 
-__all__ = ["Recorder", "to_numpy"]
+__all__ = ["Recorder", "Row", "to_numpy"]
 
 Array = NDArray[Any]
+Row: TypeAlias = "dict[tuple[str, str], Tensor]"  # (group, name) -> value of one draw
 
 
 def to_numpy(value: Any) -> Array:
@@ -44,7 +47,7 @@ class Recorder:
 
     def __init__(self, num_chains: int = 1) -> None:
         self.num_chains = num_chains
-        self._draws: dict[str, dict[str, list[Array]]] = defaultdict(lambda: defaultdict(list))
+        self._draws: dict[str, dict[str, Any]] = defaultdict(lambda: defaultdict(list))
         self._dims: dict[str, dict[str, list[str]]] = defaultdict(dict)
         self._masks: dict[str, Array | None] = {}
         self._points: dict[str, Array] = {}
@@ -70,6 +73,31 @@ class Recorder:
     def statistic(self, name: str, value: Tensor) -> None:
         """Records a number about the draw."""
         self._add("sample_stats", name, [], value)
+
+    def row(self, trace: poutine.Trace, predictive: poutine.Trace | None) -> Row:
+        """What :meth:`draw` and :meth:`predictive` record, as tensors, for one draw alone.
+
+        Without ``predictive``, only what is no number per datum. It may run under ``vmap``; a mask
+        that differs from draw to draw makes that fail.
+        """
+        values: Row = {("sample_stats", "lp"): total_log_prob(trace)}
+        for name, site in trace.nodes.items():
+            if kind(site) == "observed":
+                mask = arranged_mask(site)
+                if predictive is not None and (mask is None or mask.any()):
+                    values["log_likelihood", name] = arranged_log_prob(site)
+            elif kind(site) != "hidden" and not _is_imputed(name, trace):
+                values["posterior", name] = arranged_value(site)[1]
+        for name, site in (predictive.nodes if predictive is not None else {}).items():
+            if name in trace and kind(trace.nodes[name]) == "observed":
+                values["posterior_predictive", name] = arranged_value(site)[1]
+        return values
+
+    def rows(self, values: Mapping[tuple[str, str], Array]) -> None:
+        """Replaces what was recorded by the rows of all draws, ``[draws, *]`` each."""
+        self._draws.clear()
+        for (group, name), stacked in values.items():
+            self._draws[group][name] = stacked
 
     def groups(self) -> dict[str, Group]:
         """The groups of the result, ``sample_stats`` included if there are any."""
@@ -117,7 +145,9 @@ class Recorder:
             variables[name] = (dims, stacked)
         return self._labelled(Group(variables))  # type: ignore[arg-type]
 
-    def _stack(self, name: str, values: list[Array]) -> Array:
+    def _stack(self, name: str, values: list[Array] | Array) -> Array:
+        if isinstance(values, np.ndarray):
+            return values.reshape(self.num_chains, -1, *values.shape[1:])
         total = len(self._draws["sample_stats"]["lp"])
         shapes = {value.shape for value in values}
         if len(shapes) > 1 or len(values) != total:

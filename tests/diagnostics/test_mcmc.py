@@ -9,7 +9,8 @@ import torch
 from pyro.infer import HMC, MCMC, NUTS
 from pyro.infer.mcmc import RandomWalkKernel
 
-from pyrogen.diagnostics import from_mcmc
+from pyrogen import kernels
+from pyrogen.diagnostics import _replay, from_mcmc
 from tests.diagnostics.programs import conjugate
 
 X = torch.tensor([0.3, -1.2, 2.0], dtype=torch.float64)
@@ -121,3 +122,164 @@ def test_enumerated_sites_are_named_in_a_warning():
 def test_without_draws(value):
     with pytest.raises(ValueError, match=r"call run\(...\) first"):
         from_mcmc(value)
+
+
+def ours(model, *args, kernel=kernels.HMC, num_chains=3, num_samples=4, **options):
+    mcmc = kernels.MCMC(
+        kernel(model, compile=False, **options), num_samples, num_chains=num_chains, **SETTINGS
+    )
+    mcmc.run(*args)
+    return mcmc
+
+
+def test_the_vectorised_driver_gives_the_same_groups():
+    mcmc = ours(conjugate, X)
+    result = from_mcmc(mcmc)
+    mu = mcmc.get_samples(group_by_chain=True)["mu"].numpy()
+    assert np.array_equal(result.posterior["mu"], mu)
+    expected = scipy.stats.norm.logpdf(X.numpy(), mu[..., None])
+    assert np.allclose(result.log_likelihood["x"], expected, rtol=1e-12)
+    assert result.log_likelihood["x"].dims == ("chain", "draw", "data")
+    lp = expected.sum(-1) + scipy.stats.norm.logpdf(mu)
+    assert np.allclose(result.sample_stats["lp"], lp, rtol=1e-12)
+    assert np.array_equal(result.observed_data["x"], X)
+    assert result.posterior_predictive["x"].shape == (3, 4, 3)
+    assert np.unique(result.posterior_predictive["x"]).size == 36
+    assert result.attrs["inference_library"] == "pyrogen"
+
+
+def test_statistics_of_every_draw_have_arviz_names():
+    mcmc = ours(conjugate, X, num_steps=5)
+    stats = from_mcmc(mcmc).sample_stats
+    for name, field in {
+        "acceptance_rate": "accept_prob",
+        "n_steps": "num_steps",
+        "energy": "energy",
+        "step_size": "step_size",
+        "diverging": "diverging",
+    }.items():
+        assert stats[name].dims == ("chain", "draw")
+        assert np.array_equal(stats[name], mcmc.info[field])
+    assert stats["n_steps"].dtype.kind == "i"
+    assert stats["diverging"].dtype.kind == "b"
+    assert (stats["n_steps"] == 5).all()
+    # the one site is unconstrained, so that the potential is minus the log joint
+    assert np.allclose(stats["lp"], -stats["potential_energy"], rtol=1e-10)
+
+
+def test_statistics_of_every_draw_under_pyros_driver():
+    mcmc = sampled(conjugate, X, kernel=lambda model: kernels.HMC(model, compile=False))
+    stats = from_mcmc(mcmc).sample_stats
+    assert {"energy", "acceptance_rate", "diverging", "step_size", "n_steps", "lp"} <= set(stats)
+    assert stats["energy"].shape == (1, 6)
+    rate = mcmc.diagnostics()["acceptance rate"]["chain 0"]
+    assert float(stats["acceptance_rate"].mean()) == pytest.approx(rate)
+    assert np.allclose(stats["lp"], -stats["potential_energy"], rtol=1e-10)
+
+
+def test_an_energy_gives_draws_and_statistics():
+    def energy(x):
+        return 0.5 * x.square().sum(-1)
+
+    kernel = kernels.HMC(energy=energy, event_shape=(2,), compile=False)
+    mcmc = kernels.MCMC(kernel, 4, num_chains=3, **SETTINGS)
+    mcmc.run()
+    result = from_mcmc(mcmc)
+    assert set(result.groups()) == {"posterior", "sample_stats"}
+    assert result.posterior["x"].dims == ("chain", "draw", "x_dim_0")
+    lp = -0.5 * (result.posterior["x"] ** 2).sum("x_dim_0")
+    assert np.allclose(result.sample_stats["lp"], lp, rtol=1e-5)
+
+
+def test_swaps_of_parallel_tempering():
+    def tempered(model, **options):
+        return kernels.ParallelTempering(kernels.HMC(model, **options), [1.0, 2.0, 4.0])
+
+    stats = from_mcmc(ours(conjugate, X, kernel=tempered)).sample_stats
+    assert stats["swap_accept_prob"].sizes == {"chain": 3, "draw": 4, "swap_accept_prob_dim_0": 2}
+
+
+def constrained(x):
+    """Constrained, local, deterministic, masked and two-dimensional sites."""
+    scale = pyro.sample("scale", dist.Gamma(x.new_tensor(2.0), 1.0))
+    weights = pyro.sample("weights", dist.Dirichlet(x.new_ones(2)))
+    pyro.deterministic("twice", 2 * scale)
+    with pyro.plate("data", len(x), dim=-1):
+        z = pyro.sample("z", dist.Normal(weights[0], scale))
+        with pyro.poutine.mask(mask=torch.tensor([True, False, True])):
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        pyro.sample("y", dist.Normal(torch.stack([z, z], -1), 1.0).to_event(1), obs=x[:, None] + 1)
+
+
+def test_vectorised_and_one_by_one_agree(monkeypatch):
+    mcmc = ours(constrained, X, num_steps=1)
+    fast = from_mcmc(mcmc)
+    seen = []
+
+    def refuse(*_):
+        seen.append(True)
+        raise RuntimeError("not to be vectorised")
+
+    monkeypatch.setattr(_replay, "vectorized", refuse)
+    slow = from_mcmc(mcmc)
+    assert seen == [True]
+    assert set(fast.groups()) == set(slow.groups())
+    for group in slow.groups():
+        assert set(fast[group].data_vars) == set(slow[group].data_vars)
+        for name, values in slow[group].data_vars.items():
+            assert fast[group][name].dims == values.dims
+            assert set(fast[group][name].coords) == set(values.coords)
+            if group != "posterior_predictive":
+                assert np.allclose(fast[group][name], values, rtol=1e-10, equal_nan=True)
+
+
+def test_draws_are_run_in_batches(monkeypatch):
+    mcmc = ours(conjugate, X, num_chains=5)
+    whole = from_mcmc(mcmc)
+    monkeypatch.setattr(_replay, "_NUMBERS_AT_ONCE", 50)
+    parts = from_mcmc(mcmc)
+    assert np.array_equal(whole.log_likelihood["x"], parts.log_likelihood["x"])
+
+
+def test_a_model_that_cannot_be_vectorised():
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        scale = 1.0 if mu.item() < 0 else 2.0
+        pyro.sample("x", dist.Normal(mu, scale), obs=x)
+
+    result = from_mcmc(sampled(model, torch.tensor(0.5)))
+    mu = result.posterior["mu"].to_numpy()
+    expected = scipy.stats.norm.logpdf(0.5, mu, np.where(mu < 0, 1.0, 2.0))
+    assert np.allclose(result.log_likelihood["x"], expected, atol=1e-5)
+
+
+def test_a_mask_that_depends_on_a_draw_is_refused():
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 3), pyro.poutine.mask(mask=x.float() > mu):
+            pyro.sample("x", dist.Normal(mu, 1.0), obs=x.float())
+
+    with pytest.raises(ValueError, match="expected one mask for all draws"):
+        from_mcmc(ours(model, X, num_chains=100))
+
+
+def test_without_what_has_a_number_per_datum():
+    result = from_mcmc(ours(constrained, X, num_steps=1), pointwise=False)
+    assert set(result.groups()) == {"posterior", "sample_stats", "observed_data"}
+    assert "twice" in result.posterior
+
+
+def test_a_minibatch_is_the_same_for_all_draws():
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 30, subsample_size=4) as index:
+            pyro.sample("x", dist.Normal(mu, 1.0), obs=x[index])
+
+    x = torch.arange(30.0)
+    result = from_mcmc(ours(model, x, kernel=kernels.SGLD))
+    index = result.log_likelihood["data"].to_numpy()
+    assert len(set(index)) == 4
+    x = x.numpy()[index]
+    assert np.array_equal(result.observed_data["x"], x)
+    expected = scipy.stats.norm.logpdf(x, result.posterior["mu"].to_numpy()[..., None])
+    assert np.allclose(result.log_likelihood["x"], expected, atol=1e-3)

@@ -189,3 +189,12 @@ def test_constants_may_be_read():
 def test_a_function_without_parameters_has_no_gradients():
     value, leaves, gradients = Captured(torch.sum, compile=False).value_and_grad(torch.ones(3))
     assert (value.item(), leaves, gradients) == (3.0, [], ())
+
+
+def test_an_argument_given_twice_stays_two_arguments():
+    """One tensor in two places, or one that the function also closes over, is not one input."""
+    zero, one = torch.tensor(0.0), torch.tensor(1.0)
+    captured = Captured(lambda x, y: x + 10 * y + 100 * zero, compile=False)
+    assert float(captured(zero, zero)) == 0.0
+    assert float(captured(one, zero)) == 1.0
+    assert float(captured(zero, one)) == 10.0

@@ -1,0 +1,32 @@
+"""Markov chain Monte Carlo with thousands of chains at once."""
+
+from __future__ import annotations
+
+from pyrogen.kernels._kernel import Kernel
+from pyrogen.kernels._schedule import PolynomialDecay
+from pyrogen.kernels._tuning import Info, Tuning
+from pyrogen.kernels.hmc import HMC
+from pyrogen.kernels.langevin import Langevin
+from pyrogen.kernels.mala import MALA
+from pyrogen.kernels.mcmc import MCMC
+from pyrogen.kernels.nuts import NUTS
+from pyrogen.kernels.random_walk import RandomWalk
+from pyrogen.kernels.sghmc import SGHMC
+from pyrogen.kernels.sgld import SGLD
+from pyrogen.kernels.tempering import ParallelTempering
+
+__all__ = [
+    "HMC",
+    "MALA",
+    "MCMC",
+    "NUTS",
+    "SGHMC",
+    "SGLD",
+    "Info",
+    "Kernel",
+    "Langevin",
+    "ParallelTempering",
+    "PolynomialDecay",
+    "RandomWalk",
+    "Tuning",
+]

@@ -1,0 +1,53 @@
+"""A progress bar that reads the chains only as often as it is drawn."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+__all__ = ["Progress"]
+
+_SECONDS = 0.2
+
+
+class Progress:
+    """Shows acceptance probability, step size and divergences of the last step seen.
+
+    Args:
+        total: how many steps there will be.
+        disable: draw nothing.
+    """
+
+    def __init__(self, total: int, disable: bool) -> None:
+        self._bar: Any = None
+        self._drawn = time.monotonic()
+        self._done = 0
+        if not disable:
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(total=total, dynamic_ncols=True)
+
+    def step(self, stage: str, info: Any) -> None:
+        """After every step."""
+        self._done += 1
+        if self._bar is None or time.monotonic() - self._drawn < _SECONDS:
+            return
+        self._draw(stage, info)
+
+    def close(self) -> None:
+        """At the end."""
+        if self._bar is not None:
+            self._bar.update(self._done - self._bar.n)
+            self._bar.close()
+
+    def _draw(self, stage: str, info: Any) -> None:
+        self._drawn = time.monotonic()
+        self._bar.update(self._done - self._bar.n)
+        self._bar.set_description(stage, refresh=False)
+        self._bar.set_postfix(
+            {
+                "accept": f"{float(info.accept_prob.mean()):.2f}",
+                "step size": f"{float(info.step_size.mean()):.2e}",
+                "diverging": int(info.diverging.sum()),
+            }
+        )
