@@ -7,6 +7,7 @@ model that cannot be vectorised runs draw by draw, with the same result.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,9 +15,11 @@ from typing import Any
 
 import numpy as np
 import pyro
+import torch
 from numpy.typing import NDArray
 from pyro import poutine
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from pyrogen.diagnostics._arviz import Group
 from pyrogen.diagnostics._draws import merge, predict, replay_values, subsamples
@@ -108,14 +111,15 @@ def _all_rows(
     replay: _Replay, recorder: Recorder, flat: Mapping[str, Tensor]
 ) -> dict[tuple[str, str], Array]:
     total = len(next(iter(flat.values())))
-    numbers = sum(x.numel() for x in replay.row(next(_each(flat)), recorder).values())
+    first = {name: value[0] for name, value in flat.items()}
+    numbers = sum(x.numel() for x in replay.row(first, recorder).values())
     size = max(1, min(total, _NUMBERS_AT_ONCE // max(numbers, 1)))
 
     def row(latent: Any) -> Any:
         return replay.row(latent, recorder)
 
     parts = []
-    with pyro.validation_enabled(False), _quiet():
+    with pyro.validation_enabled(False), _quiet(), _FreshDraws():
         for start in range(0, total, size):
             latent = {name: value[start : start + size] for name, value in flat.items()}
             rows: Any = vectorized(row, latent)  # type: ignore[arg-type]
@@ -128,9 +132,44 @@ def _each(flat: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         yield {name: value[i] for name, value in flat.items()}
 
 
+class _FreshDraws(TorchFunctionMode):
+    """Gives each draw random numbers of its own where torch fills an empty tensor, which ``vmap``
+    takes for one tensor of all draws."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        fill = _FILLS.get(func)
+        return func(*args, **(kwargs or {})) if fill is None else fill(*args, **(kwargs or {}))
+
+
+def _normal(x: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    return mean + std * torch.randn(x.shape, dtype=x.dtype, device=x.device)
+
+
+def _uniform(x: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
+    return low + (high - low) * torch.rand(x.shape, dtype=x.dtype, device=x.device)
+
+
+def _exponential(x: Tensor, lambd: float = 1.0) -> Tensor:
+    return -torch.log1p(-_uniform(x)) / lambd
+
+
+def _cauchy(x: Tensor, median: float = 0.0, sigma: float = 1.0) -> Tensor:
+    return median + sigma * torch.tan(math.pi * (_uniform(x) - 0.5))
+
+
+_FILLS: dict[Any, Callable[..., Tensor]] = {
+    Tensor.normal_: _normal,
+    Tensor.uniform_: _uniform,
+    Tensor.exponential_: _exponential,
+    Tensor.cauchy_: _cauchy,
+}
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without torch's remark that it loops over an operation it has no rule for."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="There is a performance drop", module="torch")
+        warnings.filterwarnings("ignore", message="There is a performance drop")
         yield

@@ -66,8 +66,8 @@ def structure_of(
     for name, node in _latent(first):
         if isinstance(node["fn"], _Subsample):
             plate = node["fn"]
-            if (plate.subsample_size or plate.size) < plate.size:
-                subsampled[name] = Minibatch(plate.size, plate.subsample_size, plate.device)
+            if (size := plate.subsample_size or plate.size) < plate.size:
+                subsampled[name] = Minibatch(plate.size, size, plate.device)
         elif node["fn"].has_enumerate_support:
             enumerated.append(name)
         else:

@@ -84,7 +84,7 @@ def test_minibatches_need_a_reference():
 
 def test_takes_pyros_runs():
     x = 1 + torch.randn(50)
-    reference = pyro.infer.MCMC(pyro.infer.HMC(model), 50, 50, disable_progbar=True)
+    reference = pyro.infer.MCMC(pyro.infer.NUTS(model), 100, 100, disable_progbar=True)
     reference.run(x)
     biased = run(Langevin(model, step_size=1e-3, compile=False), x)
     assert langevin_bias(biased, reference).largest_mean < 2

@@ -12,6 +12,7 @@ from pyro.infer.mcmc import RandomWalkKernel
 from pyrogen import kernels
 from pyrogen.diagnostics import _replay, from_mcmc
 from tests.diagnostics.programs import conjugate
+from tests.statistics import TEST_FAILURE_RATE
 
 X = torch.tensor([0.3, -1.2, 2.0], dtype=torch.float64)
 SETTINGS = {"warmup_steps": 2, "disable_progbar": True}
@@ -283,3 +284,37 @@ def test_a_minibatch_is_the_same_for_all_draws():
     assert np.array_equal(result.observed_data["x"], x)
     expected = scipy.stats.norm.logpdf(x, result.posterior["mu"].to_numpy()[..., None])
     assert np.allclose(result.log_likelihood["x"], expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        dist.Normal(1.0, 2.0),
+        dist.LogNormal(0.0, 1.0),
+        dist.Uniform(-1.0, 1.0),
+        dist.Exponential(2.0),
+        dist.HalfCauchy(2.0),
+        dist.Laplace(1.0, 2.0),
+        dist.StudentT(3.0, 1.0, 2.0),
+        dist.Gamma(2.0, 3.0),
+    ],
+    ids=lambda family: type(family).__name__,
+)
+def test_predictive_draws_are_vectorised_and_follow_their_law(family, monkeypatch):
+    def model(x):
+        pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 3):
+            pyro.sample("x", family, obs=x)
+
+    draws = {"mu": torch.randn(20, 100)}
+    observed = family.sample((3,))
+    monkeypatch.setattr(_replay, "_each", None)  # what draw by draw would need
+    groups = _replay.replay_groups(model, (observed,), {}, draws, True)
+    predicted = np.asarray(groups["posterior_predictive"].variables["x"][1])
+    assert predicted.shape == (20, 100, 3)
+    reference = family.sample((6000,)).numpy()
+    assert scipy.stats.ks_2samp(predicted.ravel(), reference).pvalue > TEST_FAILURE_RATE
+    # draws and data are independent of one another
+    ranks = scipy.stats.rankdata(predicted).reshape(-1, 3)
+    assert scipy.stats.spearmanr(ranks[:, 0], ranks[:, 1]).pvalue > TEST_FAILURE_RATE
+    assert np.unique(predicted).size > 0.99 * predicted.size  # in single precision some are equal
