@@ -37,7 +37,7 @@ _RATE, _DECAY, _TINY = 0.025, 0.95, 1e-8
 class StepSizeState(NamedTuple):
     """Dual averaging."""
 
-    count: Tensor
+    steps: Tensor
     centre: Tensor
     error: Tensor
     log_mean: Tensor
@@ -46,7 +46,7 @@ class StepSizeState(NamedTuple):
 class MomentState(NamedTuple):
     """Welford's running moments of the positions."""
 
-    count: Tensor
+    steps: Tensor
     mean: Tensor
     squares: Tensor
 
@@ -54,7 +54,7 @@ class MomentState(NamedTuple):
 class TrajectoryState(NamedTuple):
     """Adam without momentum on the logarithm of the trajectory length."""
 
-    count: Tensor
+    steps: Tensor
     square: Tensor
     log_mean: Tensor
 
@@ -137,7 +137,7 @@ class WarmUp:
     def _step_size(
         self, state: StepSizeState, tuning: Any, accept_prob: Tensor
     ) -> tuple[StepSizeState, Any]:
-        count = state.count + 1
+        count = state.steps + 1
         weight = 1 / (count + _T0)
         error = (1 - weight) * state.error + weight * (self.target_accept_prob - accept_prob)
         log_step = state.centre - count.sqrt() / _GAMMA * error
@@ -147,10 +147,10 @@ class WarmUp:
 
     def _moments(self, state: MomentState, position: Tensor) -> MomentState:
         chains = len(position)
-        count = state.count + chains
+        count = state.steps + chains
         mean = position.mean(0)
         apart, centred = mean - state.mean, position - mean
-        weight = state.count * chains / count
+        weight = state.steps * chains / count
         if state.squares.dim() == 1:
             squares = centred.square().sum(0) + weight * apart.square()
         else:
@@ -158,19 +158,20 @@ class WarmUp:
         return MomentState(count, state.mean + apart * (chains / count), state.squares + squares)
 
     def _scale(self, state: MomentState) -> Tensor:
-        count = state.count
+        count = state.steps
         variance = state.squares / (count - 1).clamp(min=1)
         shrink = count / (count + 5)
         diagonal = 1e-3 * (1 - shrink)
         if variance.dim() == 1:
             return (shrink * variance + diagonal).sqrt()
         eye = torch.eye(len(variance), dtype=variance.dtype, device=variance.device)
-        return torch.linalg.cholesky(shrink * variance + diagonal * eye)
+        scale: Tensor = torch.linalg.cholesky(shrink * variance + diagonal * eye)
+        return scale
 
     def _trajectory(
         self, state: TrajectoryState, tuning: Any, gradient: Tensor
     ) -> tuple[TrajectoryState, Any]:
-        count = state.count + 1
+        count = state.steps + 1
         square = _DECAY * state.square + (1 - _DECAY) * gradient.square()
         corrected = square / (1 - _DECAY**count)
         move = _RATE * gradient / (corrected.sqrt() + _TINY)

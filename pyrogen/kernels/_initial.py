@@ -26,10 +26,10 @@ def random_position(target: Target, run: Runner, num_chains: int) -> Tensor:
     Raises:
         ValueError: if a chain finds no finite energy and gradient in 100 draws.
     """
-    options = {"dtype": target.dtype, "device": target.device}
-    position = torch.empty(num_chains, target.size, **options).uniform_(-_RADIUS, _RADIUS)
+    position = torch.empty(num_chains, target.size, dtype=target.dtype, device=target.device)
+    position.uniform_(-_RADIUS, _RADIUS)
     for _ in range(_TRIES):
-        finite = run.once(_is_finite, position)
+        finite: Tensor = run.once(_is_finite, position)
         if finite.all():
             return position
         again = torch.empty_like(position).uniform_(-_RADIUS, _RADIUS)

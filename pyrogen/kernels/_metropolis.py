@@ -12,7 +12,7 @@ References:
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeVar, cast
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -59,4 +59,4 @@ def select(accepted: Tensor, proposed: StateT, current: StateT) -> StateT:
         torch.where(accepted.reshape(-1, *[1] * (new.dim() - 1)), new, old)
         for new, old in zip(proposed, current, strict=True)
     )
-    return cast("StateT", type(current)(*chosen))
+    return type(current)(*chosen)

@@ -94,6 +94,9 @@ def potential_of_model(
     """The potential ``[]`` of one chain: minus log joint and log-determinants.
 
     Args:
+        model: the model.
+        args: its arguments.
+        kwargs: likewise.
         values: the unconstrained value of each latent site.
         enumerate_from: how many dimensions the plates take, if there are discrete sites to sum out.
         minibatches: for each plate that draws a minibatch, what draws its indices.
@@ -103,6 +106,7 @@ def potential_of_model(
         model = poutine.enum(config_enumerate(model), first_available_dim=-1 - enumerate_from)
     with substitution:
         trace = poutine.trace(model).get_trace(*args, **kwargs)
+    log_joint: Any
     if enumerate_from is None:
         log_joint = trace.log_prob_sum()
     else:
@@ -185,7 +189,7 @@ def _dtype_and_device(fn: Any) -> tuple[torch.dtype, torch.device]:
 
 def _transform(name: str, fn: Any) -> Transform:
     try:
-        return biject_to(fn.support)
+        transform: Transform = biject_to(fn.support)
     except NotImplementedError as error:
         raise ValueError(
             f"site {name!r}: expected a continuous distribution whose support has a bijection "
@@ -193,6 +197,7 @@ def _transform(name: str, fn: Any) -> Transform:
             f"{type(_base(fn)).__name__} with support {fn.support}; sum the site out by hand, or "
             "use a continuous relaxation"
         ) from error
+    return transform
 
 
 def _site(name: str, node: Mapping[str, Any]) -> Site:

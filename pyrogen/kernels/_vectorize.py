@@ -33,8 +33,8 @@ def vectorized(function: Callable[[Tensor], Tensor], chains: Tensor) -> Tensor:
         reason = message.splitlines()[0]
         raise GraphError(
             f"the model cannot be vectorised over chains: {reason} Use tensor operations instead "
-            "of what depends on values (boolean indexing, .item()), or compile=False, which runs the "
-            "chains one by one"
+            "of what depends on values (boolean indexing, .item()), or compile=False, which runs "
+            "the chains one by one"
         ) from error
     return values
 
@@ -77,7 +77,7 @@ def _is_number(value: Any) -> bool:
 
 def _lower_part(mat: Tensor, diag: int = 0) -> Tensor:
     """As torch's ``tril_matrix_to_vec``, which indexes by a mask."""
-    rows, columns = torch.tril_indices(*mat.shape[-2:], diag, device=mat.device)
+    rows, columns = torch.tril_indices(mat.shape[-2], mat.shape[-1], diag, device=mat.device)
     return mat[..., rows, columns]
 
 

@@ -270,7 +270,7 @@ class HMC(Kernel):
     def _count(self, tuning: Tuning, iteration: int) -> int:
         length, step_size = torch.stack([tuning.trajectory_length, tuning.step_size]).tolist()
         count = math.ceil(2 * _halton(iteration + 1) * length / step_size)
-        return min(max(count, 1), self.max_num_steps)
+        return int(min(max(count, 1), self.max_num_steps))
 
     def _jittered(self, step_size: Tensor, position: Tensor) -> Tensor:
         if self.jitter == 0.0:
@@ -283,7 +283,8 @@ def _standardized(scale: Tensor, vector: Tensor) -> Tensor:
     """``S^{-1} v``: a vector in the coordinates in which the mass matrix is the identity."""
     if scale.dim() == 1:
         return vector / scale
-    return torch.linalg.solve_triangular(scale, vector.T, upper=False).T
+    solved: Tensor = torch.linalg.solve_triangular(scale, vector.T, upper=False)
+    return solved.T
 
 
 def _halton(index: int) -> float:

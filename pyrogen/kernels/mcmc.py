@@ -149,12 +149,12 @@ class MCMC:
         finally:
             progress.close()
         self._gather(drawn)
-        chains = len(next(iter(self._samples.values())))
+        kept = len(next(iter(self._samples.values())))
         self._samples = {
-            name: torch.cat([before[name][:chains], new], 1) for name, new in self._samples.items()
+            name: torch.cat([before[name][:kept], new], 1) for name, new in self._samples.items()
         }
         self.info = {
-            name: torch.cat([info[name][:chains], new], 1) for name, new in self.info.items()
+            name: torch.cat([info[name][:kept], new], 1) for name, new in self.info.items()
         }
 
     def get_samples(

@@ -58,6 +58,7 @@ GAUSSIAN = Exact(
     uniforms=lambda x: _normal_cdf(torch.stack([x[:, 0], (x[:, 1] - 0.8 * x[:, 0]) / 0.6], 1)),
 )
 
+
 def _skewed_draw(n):
     x = torch.distributions.Gamma(2.0, 1.0).sample((n,)).log()
     return torch.stack([x, 0.5 * x.square() + torch.randn(n)], 1)

@@ -107,7 +107,14 @@ def test_a_first_step_size_that_is_far_off_is_found(step_size):
 
 
 def test_windows_double_and_end_before_the_last_steps():
-    assert window_ends(1000, 1) == {75: False, 100: True, 150: True, 250: True, 450: True, 950: True}
+    assert window_ends(1000, 1) == {
+        75: False,
+        100: True,
+        150: True,
+        250: True,
+        450: True,
+        950: True,
+    }
     assert window_ends(39, 1) == {}
     assert window_ends(100, 100) == {15: False, 25: True, 45: True, 85: True}
     for steps in range(40, 300):
