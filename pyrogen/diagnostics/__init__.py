@@ -2,9 +2,9 @@
 
 :func:`from_svi` and :func:`from_mcmc` gather a fit for ArviZ; :func:`psis_khat`,
 :func:`latent_report` and :func:`iwae_bound` say how good it is, :func:`nested_rhat` and
-:func:`langevin_bias` whether chains can be trusted; :mod:`pyrogen.diagnostics.plots`
-shows it. All of them report the programs without their scales: a ``beta`` or a minibatch changes
-what is trained, not what is measured.
+:func:`langevin_bias` whether chains can be trusted; the ``plot_`` functions show it. All of them
+report the programs without their scales: a ``beta`` or a minibatch changes what is trained, not
+what is measured.
 """
 
 from __future__ import annotations

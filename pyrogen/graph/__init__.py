@@ -14,12 +14,14 @@ by TorchInductor and called in place of the program.
 
 What holds:
 
-* **Captured tensors are read at every call** from the module or parameter store that owns them, so
-  optimiser steps, ``load_state_dict`` and a cleared store are seen. Nothing is baked in.
+* **Captured tensors are read at every call** from where they live (a module, the parameter store,
+  a closure, the owner of a method), so optimiser steps, ``load_state_dict`` and a cleared store are
+  seen.
 * **Noise is fresh at every call** and comes from torch's global generator in the program's order: a
   graph under one seed draws what the program under that seed draws. Capturing consumes none.
 * **One graph per signature**: shapes, dtypes and devices of tensors, the values of all other
-  arguments, ``training`` flags and other plain attributes of the modules. Any change captures anew.
+  arguments, and what else is found in those places (``training`` flags, numbers, lists,
+  submodules). Any change captures anew.
 * **Gradients are part of the graph** (:meth:`Captured.value_and_grad`): autograd runs while the
   graph is recorded, so ``no_grad`` regions and custom ``autograd.Function`` (straight-through
   estimators, implicit reparametrisation) mean what they mean in the program.
@@ -34,5 +36,6 @@ for Deep Learning in Python*, 2022 (arXiv:2112.08429).
 from __future__ import annotations
 
 from pyrogen.graph._captured import Captured, Graph
+from pyrogen.graph._sources import Attribute, Source
 
-__all__ = ["Captured", "Graph"]
+__all__ = ["Attribute", "Captured", "Graph", "Source"]
