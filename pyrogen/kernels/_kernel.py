@@ -59,6 +59,9 @@ class Kernel(MCMCKernel):
     needs_exact_potential: ClassVar[bool] = True
     """Whether a minibatch potential would make the kernel wrong."""
 
+    regroups_chains: ClassVar[bool] = False
+    """Whether a transition asks for the potential of some of the chains, in any order."""
+
     unrecorded: ClassVar[tuple[str, ...]] = ()
     """Fields of ``info`` that are for warm-up alone."""
 

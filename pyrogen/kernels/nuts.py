@@ -101,6 +101,8 @@ class NUTS(Kernel):
         True
     """
 
+    regroups_chains = True
+
     def __init__(
         self,
         model: Callable[..., Any] | None = None,

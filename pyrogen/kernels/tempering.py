@@ -163,8 +163,11 @@ class ParallelTempering(Kernel):
         """The inner kernel's transition on the heated potentials, and a round of swaps."""
         if type(self.inner).transition is Kernel.transition:
             return run(self.step, state, tuning)  # type: ignore[no-any-return]
-        heated: Any = _HeatedRunner(run, _rows(state.beta, state.position))
-        replicas, info = self.inner.transition(heated, state.replicas, tuning, iteration)
+        if self.inner.regroups_chains:
+            replicas, info = self._one_by_one(run, state, tuning, iteration)
+        else:
+            heated: Any = _HeatedRunner(run, _rows(state.beta, state.position))
+            replicas, info = self.inner.transition(heated, state.replicas, tuning, iteration)
         return run(self._swap, state, replicas, info, tuning)  # type: ignore[no-any-return]
 
     def probe(self, run: Runner, state: TemperedState, tuning: Any) -> Tensor:
@@ -172,6 +175,20 @@ class ParallelTempering(Kernel):
         heated: Any = _HeatedRunner(run, _rows(state.beta, state.position))
         accept_prob = self.inner.probe(heated, state.replicas, tuning)
         return accept_prob[: len(state.position)]
+
+    def _one_by_one(
+        self, run: Runner, state: TemperedState, tuning: Any, iteration: int
+    ) -> tuple[Any, Any]:
+        """The inner kernel's transition, one temperature after the other; ``info`` of the first."""
+        chains, replicas = len(state.position), state.replicas
+        ends, infos = [], []
+        for k, beta in enumerate(state.beta):
+            part = type(replicas)(*(x[k * chains : (k + 1) * chains] for x in replicas))
+            heated: Any = _HeatedRunner(run, beta)
+            end, info = self.inner.transition(heated, part, tuning, iteration)
+            ends.append(end)
+            infos.append(info)
+        return type(replicas)(*map(torch.cat, zip(*ends, strict=True))), infos[0]
 
     def _swap(
         self, potential: Potential, state: TemperedState, replicas: Any, info: Any, tuning: Any
@@ -208,7 +225,8 @@ class ParallelTempering(Kernel):
 
 
 class Heated(Potential):
-    """``beta U(y / sqrt(beta))``, each row at its own inverse temperature ``beta [rows]``."""
+    """``beta U(y / sqrt(beta))``, each row at its own inverse temperature ``beta [rows]`` (or all
+    at one, ``[]``)."""
 
     def __init__(self, potential: Potential, beta: Tensor) -> None:
         self._potential = potential

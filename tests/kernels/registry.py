@@ -6,7 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pyrogen.kernels import HMC, MALA, NUTS, Kernel, Langevin, RandomWalk
+from pyrogen.kernels import (
+    HMC,
+    MALA,
+    NUTS,
+    SGHMC,
+    SGLD,
+    Kernel,
+    Langevin,
+    ParallelTempering,
+    RandomWalk,
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +41,12 @@ class Entry:
         return self.make(**{**self.options, "compile": False, **arguments})
 
 
+def tempered(model=None, *, step_size, **arguments):
+    """The cold replicas alone are not at the joint law, so nothing exact holds of one step."""
+    inner = HMC(model, step_size=step_size, num_steps=3, **arguments)
+    return ParallelTempering(inner, [1.0, 2.0, 4.0])
+
+
 KERNELS = {
     "RandomWalk": Entry(RandomWalk, {"step_size": 0.8}),
     "Langevin": Entry(Langevin, {"step_size": 0.1}, exact=False, reversible=False, accepts=False),
@@ -41,6 +57,9 @@ KERNELS = {
     "HMC chees": Entry(HMC, {"step_size": 0.4, "num_steps": 5, "trajectory": "chees"}),
     "HMC long": Entry(HMC, {"step_size": 0.1, "num_steps": 18}),
     "NUTS": Entry(NUTS, {"step_size": 0.5, "max_tree_depth": 5}),
+    "SGLD": Entry(SGLD, {"step_size": 0.1}, exact=False, reversible=False, accepts=False),
+    "SGHMC": Entry(SGHMC, {"step_size": 0.2}, exact=False, reversible=False, accepts=False),
+    "tempered HMC": Entry(tempered, {"step_size": 0.5}, exact=False, reversible=False),
 }
 
 EXACT_KERNELS = [name for name, entry in KERNELS.items() if entry.exact]

@@ -6,8 +6,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from pyrogen.kernels._schedule import PolynomialDecay
-from pyrogen.kernels.sghmc import SGHMC
+from pyrogen.kernels import SGHMC, PolynomialDecay
 from tests.kernels.minibatch import CONJUGATE, assert_law, repeated_draws, spaced_draws
 from tests.statistics import assert_mean_close
 

@@ -6,9 +6,7 @@ import pytest
 import scipy.stats
 import torch
 
-from pyrogen.kernels._schedule import PolynomialDecay
-from pyrogen.kernels.mcmc import MCMC
-from pyrogen.kernels.sgld import SGLD
+from pyrogen.kernels import MCMC, SGLD, PolynomialDecay
 from tests.kernels.minibatch import (
     CONJUGATE,
     assert_law,

@@ -7,10 +7,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyrogen.kernels.hmc import HMC
-from pyrogen.kernels.mcmc import MCMC
-from pyrogen.kernels.sgld import SGLD
-from pyrogen.kernels.tempering import ParallelTempering, _sources
+from pyrogen.kernels import HMC, MALA, MCMC, NUTS, SGLD, ParallelTempering
+from pyrogen.kernels.tempering import _sources
 from tests.kernels.minibatch import assert_variance_close
 from tests.statistics import assert_mean_close
 
@@ -47,12 +45,25 @@ def exact_draws(num_chains):
     return torch.where(right, CENTRE, -CENTRE) + torch.randn(num_chains, 2)
 
 
-@pytest.mark.parametrize("trajectory", ["jittered", "chees"])
-def test_weights_of_a_mixture_in_which_plain_hmc_stays_in_one_mode(trajectory):
-    num_chains, start = 200, torch.full((200, 2), -CENTRE)
-    plain = run(inner(), 100, 100, num_chains, start)
+INNER = {
+    "HMC": inner(),
+    "HMC chees": inner(trajectory="chees"),
+    "MALA": MALA(energy=mixture, event_shape=(2,), compile=False),
+    "NUTS": NUTS(energy=mixture, event_shape=(2,), max_tree_depth=3, compile=False),
+}
+
+
+def test_plain_hmc_stays_in_one_mode():
+    kernel = inner(step_size=0.5, adapt_step_size=False, mass_matrix=None)
+    plain = run(kernel, 200, 0, 200, torch.full((200, 2), -CENTRE))
     assert (plain.get_samples()["x"] < 0).all()
-    mcmc = run(ParallelTempering(inner(trajectory=trajectory), LADDER), 400, 200, num_chains, start)
+
+
+@pytest.mark.parametrize("name", INNER)
+def test_weights_of_a_mixture_from_a_start_in_one_mode(name):
+    num_chains = 60 if name == "NUTS" else 200
+    start = torch.full((num_chains, 2), -CENTRE)
+    mcmc = run(ParallelTempering(INNER[name], LADDER), 400, 200, num_chains, start)
     right = (mcmc.get_samples(group_by_chain=True)["x"][..., 0] > 0).double().mean(1)
     assert_mean_close(right, WEIGHT)
     # the chains themselves move between the modes: independent draws would give .3 * .7 / 400
