@@ -1,9 +1,10 @@
-"""The driver: all chains of a kernel in one process, moved together."""
+"""The driver: all chains of a kernel, moved together, in one process or in several."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from itertools import compress
 from typing import Any
 
 import pyro
@@ -16,6 +17,7 @@ from pyrogen.kernels._chains import Chains
 from pyrogen.kernels._draws import Draws
 from pyrogen.kernels._kernel import Kernel
 from pyrogen.kernels._options import whole
+from pyrogen.kernels._processes import Processes
 from pyrogen.kernels._progress import Progress
 
 __all__ = ["MCMC"]
@@ -23,6 +25,10 @@ __all__ = ["MCMC"]
 
 class MCMC:
     """Runs many chains of a kernel at once, with the interface of ``pyro.infer.MCMC``.
+
+    In the processes that ``torchrun`` starts, each runs its share of the chains and tunes the
+    kernel for itself. The first process (rank 0) then holds the draws of all, the others their own.
+    Every process has to call :meth:`run`.
 
     Args:
         kernel: how the chains move; it holds the model.
@@ -87,6 +93,8 @@ class MCMC:
         self.disable_progbar = disable_progbar
         self.info: dict[str, Tensor] = {}
         self._batches: list[Chains] = []
+        self._draws: list[Draws] = []
+        self._processes: Processes
         self._samples: dict[str, Tensor] | None = None
         self._args: tuple[Any, ...] = ()
         self._kwargs: dict[str, Any] = {}
@@ -105,21 +113,14 @@ class MCMC:
             GraphError: if the structure of the model depends on values and ``compile`` is on.
         """
         self._args, self._kwargs = args, kwargs
-        self._samples, self.info, self._batches = None, {}, []
+        self._samples, self.info, self._batches, self._draws = None, {}, [], []
+        self._processes = Processes()
+        first, count = self._processes.share(self.num_chains)
+        sizes = _sizes(count, self.chain_batch_size)
         steps = self.warmup_steps + self.num_samples * self.thinning
-        sizes = _sizes(self.num_chains, self.chain_batch_size)
-        progress = Progress(steps * len(sizes), self.disable_progbar)
-        drawn: list[Draws] = []
-        try:
-            with poutine.block(), torch.no_grad():
-                self._run_batches(sizes, drawn, progress)
-        except KeyboardInterrupt:
-            if not any(drawn):
-                raise
-            self._interrupted()
-        finally:
-            progress.close()
-        self._gather(drawn)
+        self._collect(
+            lambda progress: self._run_batches(first, sizes, progress), steps * len(sizes)
+        )
 
     def extend(self, num_samples: int | None = None) -> None:
         """Draws more, from where the chains stand and as they are tuned, and appends the draws.
@@ -130,32 +131,10 @@ class MCMC:
         Raises:
             ValueError: if there was no run.
         """
-        if self._samples is None:
-            raise ValueError("expected a finished run to extend, got none; call run(...) first")
-        count = whole("num_samples", num_samples or self.num_samples, 1)
+        self._drawn()
+        count = whole("num_samples", self.num_samples if num_samples is None else num_samples, 1)
         steps = count * self.thinning * len(self._batches)
-        progress = Progress(steps, self.disable_progbar)
-        before, info = self._samples, self.info
-        drawn: list[Draws] = []
-        try:
-            with poutine.block(), torch.no_grad(), pyro.validation_enabled(False):
-                for chains in self._batches:
-                    drawn.append(self._draws(chains, count))
-                    self._draw(chains, drawn[-1], count, progress)
-        except KeyboardInterrupt:
-            if not any(drawn):
-                raise
-            self._interrupted()
-        finally:
-            progress.close()
-        self._gather(drawn)
-        kept = len(next(iter(self._samples.values())))
-        self._samples = {
-            name: torch.cat([before[name][:kept], new], 1) for name, new in self._samples.items()
-        }
-        self.info = {
-            name: torch.cat([info[name][:kept], new], 1) for name, new in self.info.items()
-        }
+        self._collect(lambda progress: self._extend_batches(count, progress), steps)
 
     def get_samples(
         self, num_samples: int | None = None, group_by_chain: bool = False
@@ -203,23 +182,49 @@ class MCMC:
             raise ValueError("expected a finished run, got none; call run(...) first")
         return self._samples
 
-    def _run_batches(self, sizes: list[int], drawn: list[Draws], progress: Progress) -> None:
-        first = 0
+    def _collect(self, move: Callable[[Progress], None], steps: int) -> None:
+        """Moves the chains of this process, and gathers what all of them drew."""
+        processes = self._processes
+        progress = Progress(steps, self.disable_progbar or processes.rank > 0)
+        error: BaseException | None = None
+        try:
+            with (
+                processes.own_noise(),
+                poutine.block(),
+                torch.no_grad(),
+                pyro.validation_enabled(False),
+            ):
+                move(progress)
+        except KeyboardInterrupt as interrupt:
+            if any(self._draws):
+                warnings.warn("interrupted: the result holds the draws so far", stacklevel=3)
+            else:
+                error = interrupt
+        except Exception as failure:
+            error = failure
+        finally:
+            progress.close()
+        processes.check(error)
+        self._gather()
+
+    def _run_batches(self, first: int, sizes: list[int], progress: Progress) -> None:
         for size in sizes:
             params = self._params(first, size)
             chains = self.kernel.start(size, self.warmup_steps, self._args, self._kwargs, params)
+            for _ in range(self.warmup_steps):
+                progress.step("Warmup", chains.advance())
+            draws = Draws(size, self.kernel.unrecorded)
             self._batches.append(chains)
-            with pyro.validation_enabled(False):
-                for _ in range(self.warmup_steps):
-                    progress.step("Warmup", chains.advance())
-                drawn.append(self._draws(chains, self.num_samples))
-                self._draw(chains, drawn[-1], self.num_samples, progress)
+            self._draws.append(draws)
+            self._draw(chains, draws, self.num_samples, progress)
             first += size
 
-    def _draws(self, chains: Chains, count: int) -> Draws:
-        return Draws(count, len(chains.position), self.kernel.unrecorded)
+    def _extend_batches(self, count: int, progress: Progress) -> None:
+        for chains, draws in zip(self._batches, self._draws, strict=True):
+            self._draw(chains, draws, count, progress)
 
     def _draw(self, chains: Chains, draws: Draws, count: int, progress: Progress) -> None:
+        draws.reserve(count)
         for _ in range(count):
             for _ in range(self.thinning):
                 info = chains.advance()
@@ -238,18 +243,18 @@ class MCMC:
             )
         return {name: x[first : first + size] for name, x in params.items()}
 
-    def _gather(self, drawn: list[Draws]) -> None:
-        """Joins the batches; of an interrupted run, those that are complete, or else the one."""
-        longest = max(len(draws) for draws in drawn)
-        complete = [draws for draws in drawn if len(draws) == longest]
+    def _gather(self) -> None:
+        """Joins the batches; of an interrupted run, those with the most draws."""
+        longest = max(map(len, self._draws))
+        complete = [len(draws) == longest for draws in self._draws]
+        self._batches = list(compress(self._batches, complete))
+        self._draws = list(compress(self._draws, complete))
+        position = torch.cat([draws.position() for draws in self._draws])
+        infos = [draws.info() for draws in self._draws]
+        info = {name: torch.cat([each[name] for each in infos]) for name in infos[0]}
+        position, self.info = self._processes.gather(position, info)
         target = self._batches[0].target
-        values = target.unflatten(torch.cat([draws.position() for draws in complete]))
-        self._samples = target.constrain(values)
-        infos = [draws.info() for draws in complete]
-        self.info = {name: torch.cat([info[name] for info in infos]) for name in infos[0]}
-
-    def _interrupted(self) -> None:
-        warnings.warn("interrupted: the result holds the draws so far", stacklevel=3)
+        self._samples = target.constrain(target.unflatten(position))
 
 
 def _sizes(total: int, largest: int) -> list[int]:
