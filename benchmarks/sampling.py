@@ -2,16 +2,16 @@
 
 Every sampler lives in a process of its own; they take turns, round after round. A round is a whole
 run, warm-up included; the first, in which graphs are compiled, is shown by itself. The effective
-sample size is the smallest bulk ESS over all coordinates, by ArviZ. What is printed are medians over
-rounds, and the median of the ratio within a round.
+sample size is the smallest bulk ESS over all coordinates, by ArviZ. What is printed are medians
+over rounds, and the median of the ratio within a round.
 
     python benchmarks/sampling.py                        # eight schools; or name other problems
     python benchmarks/sampling.py gaussian --numpyro-python /path/to/venv/bin/python
     python benchmarks/sampling.py --growth               # from 1 to 10,000 chains
 
 NumPyro is run by an interpreter that has ``numpyro`` and a CPU ``jax``. All compute in single
-precision, adapt a diagonal mass matrix and aim at an acceptance of 0.8; HMC takes the same number of
-leapfrog steps. NumPyro tunes each chain for itself, this library all chains together.
+precision, adapt a diagonal mass matrix and aim at an acceptance of 0.8; HMC takes the same number
+of leapfrog steps. NumPyro tunes each chain for itself, this library all chains together.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ class Sampler:
     def run(self, seed: int) -> dict[str, float]:
         """Seconds and effective sample size of one run."""
         stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None and stdout is not None  # noqa: S101
+        assert stdin is not None  # noqa: S101
+        assert stdout is not None  # noqa: S101
         print(seed, file=stdin, flush=True)
         answer = stdout.readline()
         if not answer:
@@ -108,10 +109,8 @@ def smallest_ess(draws: dict[str, Any]) -> float:
         warnings.simplefilter("ignore", FutureWarning)
         import arviz as az
 
-        columns = [
-            x for v in draws.values() for x in np.moveaxis(v.reshape(*v.shape[:2], -1), 2, 0)
-        ]
-        return min(float(az.ess(np.ascontiguousarray(column))) for column in columns)
+        flat = np.concatenate([x.reshape(*x.shape[:2], -1) for x in draws.values()], axis=-1)
+        return min(float(az.ess(flat[..., i])) for i in range(flat.shape[-1]))
 
 
 def compare(problem: Problem, rounds: int, numpyro: str | None, with_pyro: bool) -> None:
