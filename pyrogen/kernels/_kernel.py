@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 import pyro
 import torch
@@ -22,7 +22,19 @@ from pyrogen.kernels._shell import Shell
 from pyrogen.kernels._target import Target
 from pyrogen.kernels._tuning import Tuning
 
-__all__ = ["Kernel"]
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["Kernel", "Source"]
+
+
+class Source(TypedDict, total=False):
+    """What is sampled if not a model, and how; see :class:`Kernel`."""
+
+    potential_fn: Callable[[dict[str, Tensor]], Tensor] | None
+    energy: Callable[[Tensor], Tensor] | None
+    event_shape: Sequence[int] | None
+    compile: bool
 
 
 class Kernel(MCMCKernel):
@@ -278,14 +290,12 @@ class Kernel(MCMCKernel):
             setattr(self, name, value)
 
 
-def standard_tuning(
-    target: Target, step_size: float, dense: bool = False, trajectory_length: float = 1.0
-) -> Tuning:
+def standard_tuning(target: Target, step_size: float, dense: bool = False) -> Tuning:
     """A :class:`Tuning` of the target's size, with the identity for a mass matrix."""
     options: dict[str, Any] = {"dtype": target.dtype, "device": target.device}
     size = target.size
     return Tuning(
         step_size=torch.tensor(step_size, **options),
         scale=torch.eye(size, **options) if dense else torch.ones(size, **options),
-        trajectory_length=torch.tensor(trajectory_length, **options),
+        trajectory_length=torch.tensor(step_size, **options),
     )

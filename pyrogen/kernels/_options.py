@@ -6,11 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import TypeVar
 
-__all__ = ["MASS_MATRICES", "between_0_and_1", "one_of", "positive", "whole"]
+__all__ = ["between_0_and_1", "one_of", "positive", "whole"]
 
 ValueT = TypeVar("ValueT")
-
-MASS_MATRICES = ("diagonal", "dense", None)
 
 
 def positive(name: str, value: float) -> float:

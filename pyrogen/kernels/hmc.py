@@ -3,20 +3,22 @@ r"""Hamiltonian Monte Carlo."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyrogen.kernels._adaptation import WarmUp
-from pyrogen.kernels._kernel import Kernel, standard_tuning
+from pyrogen.kernels._adaptive import AdaptiveKernel, MassMatrix
+from pyrogen.kernels._kernel import Source
 from pyrogen.kernels._metropolis import decide, select
-from pyrogen.kernels._options import MASS_MATRICES, between_0_and_1, one_of, positive, whole
+from pyrogen.kernels._options import one_of, whole
 from pyrogen.kernels._potential import Potential
 from pyrogen.kernels._runner import Runner
-from pyrogen.kernels._target import Target
 from pyrogen.kernels._tuning import Tuning, from_momentum, to_momentum
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["HMC", "HMCInfo", "HMCState", "Phase", "leapfrog"]
 
@@ -75,7 +77,7 @@ def leapfrog(
     return Phase(position, energy, gradient, momentum)
 
 
-class HMC(Kernel):
+class HMC(AdaptiveKernel):
     r"""Hamiltonian Monte Carlo: many chains, each with its own momentum and its own acceptance.
 
     With :math:`H(x, z) = U(x) + \tfrac12 \lVert z \rVert^2` and a square root :math:`S` of the
@@ -98,9 +100,6 @@ class HMC(Kernel):
 
     Args:
         model: a Pyro model of static structure.
-        potential_fn: see :class:`Kernel`.
-        energy: see :class:`Kernel`.
-        event_shape: see :class:`Kernel`.
         step_size: to begin with.
         num_steps: leapfrog steps of a transition; ``"chees"`` begins with one and finds its own.
         trajectory: ``"jittered"``, ``"fixed"`` or ``"chees"``.
@@ -109,7 +108,8 @@ class HMC(Kernel):
         adapt_step_size: whether warm-up adapts the step size.
         target_accept_prob: mean acceptance probability that the step size is adapted to.
         max_num_steps: the most steps that ``"chees"`` may take.
-        compile: see :class:`Kernel`.
+        **source: ``potential_fn``, or ``energy`` with ``event_shape``, instead of a model;
+            ``compile``. See :class:`Kernel`.
 
     Raises:
         ValueError: for an argument out of its range.
@@ -135,46 +135,26 @@ class HMC(Kernel):
         self,
         model: Callable[..., Any] | None = None,
         *,
-        potential_fn: Callable[[dict[str, Tensor]], Tensor] | None = None,
-        energy: Callable[[Tensor], Tensor] | None = None,
-        event_shape: Sequence[int] | None = None,
         step_size: float = 0.5,
         num_steps: int = 8,
         trajectory: Literal["jittered", "fixed", "chees"] = "jittered",
         jitter: float = 0.5,
-        mass_matrix: Literal["diagonal", "dense"] | None = "diagonal",
+        mass_matrix: MassMatrix = "diagonal",
         adapt_step_size: bool = True,
         target_accept_prob: float = 0.8,
         max_num_steps: int = 1000,
-        compile: bool = True,
+        **source: Unpack[Source],
     ) -> None:
+        adaptive = trajectory == "chees"
         super().__init__(
-            model,
-            potential_fn=potential_fn,
-            energy=energy,
-            event_shape=event_shape,
-            compile=compile,
+            model, step_size, mass_matrix, adapt_step_size, target_accept_prob, adaptive, **source
         )
-        self.step_size = positive("step_size", step_size)
         self.num_steps = whole("num_steps", num_steps, 1)
         self.trajectory = one_of("trajectory", trajectory, ("jittered", "fixed", "chees"))
         if not 0 <= jitter < 1:
             raise ValueError(f"jitter: expected a number in [0, 1), got {jitter!r}")
         self.jitter = jitter if trajectory == "jittered" else 0.0
-        self.mass_matrix = one_of("mass_matrix", mass_matrix, MASS_MATRICES)
         self.max_num_steps = whole("max_num_steps", max_num_steps, 1)
-        target = between_0_and_1("target_accept_prob", target_accept_prob)
-        adaptive = trajectory == "chees"
-        self._warm_up = WarmUp(target, adapt_step_size, mass_matrix is not None, adaptive)
-
-    def initial_tuning(self, target: Target) -> Tuning:
-        """The step size given, and the identity for a mass matrix."""
-        dense = self.mass_matrix == "dense"
-        return standard_tuning(target, self.step_size, dense, trajectory_length=self.step_size)
-
-    def warm_up(self) -> WarmUp:
-        """Step size and mass matrix, from all chains."""
-        return self._warm_up
 
     def init(self, potential: Potential, position: Tensor, tuning: Tuning) -> HMCState:
         """Positions with their energy and gradient."""

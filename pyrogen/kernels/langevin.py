@@ -2,18 +2,21 @@ r"""The unadjusted Langevin algorithm."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyrogen.kernels._kernel import Kernel, standard_tuning
+from pyrogen.kernels._kernel import Kernel, Source, standard_tuning
 from pyrogen.kernels._metropolis import MAX_ENERGY_CHANGE, finite_rows, select
 from pyrogen.kernels._options import positive
 from pyrogen.kernels._potential import Potential
 from pyrogen.kernels._target import Target
 from pyrogen.kernels._tuning import Info, Tuning
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["Langevin", "LangevinState"]
 
@@ -40,11 +43,9 @@ class Langevin(Kernel):
 
     Args:
         model: a Pyro model of static structure.
-        potential_fn: see :class:`Kernel`.
-        energy: see :class:`Kernel`.
-        event_shape: see :class:`Kernel`.
         step_size: the time step :math:`h`, a variance in the units of :math:`x^2`.
-        compile: see :class:`Kernel`.
+        **source: ``potential_fn``, or ``energy`` with ``event_shape``, instead of a model;
+            ``compile``. See :class:`Kernel`.
 
     References:
         Roberts, Tweedie, *Exponential convergence of Langevin distributions and their discrete
@@ -67,19 +68,10 @@ class Langevin(Kernel):
         self,
         model: Callable[..., Any] | None = None,
         *,
-        potential_fn: Callable[[dict[str, Tensor]], Tensor] | None = None,
-        energy: Callable[[Tensor], Tensor] | None = None,
-        event_shape: Sequence[int] | None = None,
         step_size: float = 0.01,
-        compile: bool = True,
+        **source: Unpack[Source],
     ) -> None:
-        super().__init__(
-            model,
-            potential_fn=potential_fn,
-            energy=energy,
-            event_shape=event_shape,
-            compile=compile,
-        )
+        super().__init__(model, **source)
         self.step_size = positive("step_size", step_size)
 
     def initial_tuning(self, target: Target) -> Tuning:

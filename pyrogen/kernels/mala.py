@@ -2,25 +2,26 @@ r"""The Metropolis-adjusted Langevin algorithm."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from pyrogen.kernels._adaptation import WarmUp
-from pyrogen.kernels._kernel import Kernel, standard_tuning
+from pyrogen.kernels._adaptive import AdaptiveKernel, MassMatrix
+from pyrogen.kernels._kernel import Source
 from pyrogen.kernels._metropolis import decide, select
-from pyrogen.kernels._options import MASS_MATRICES, between_0_and_1, one_of, positive
 from pyrogen.kernels._potential import Potential
-from pyrogen.kernels._target import Target
 from pyrogen.kernels._tuning import Info, Tuning, from_momentum, to_momentum
 from pyrogen.kernels.langevin import LangevinState
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["MALA"]
 
 
-class MALA(Kernel):
+class MALA(AdaptiveKernel):
     r"""Metropolis-adjusted Langevin algorithm, preconditioned.
 
     With :math:`S` a square root of the preconditioner (diagonal by default) and
@@ -37,14 +38,12 @@ class MALA(Kernel):
 
     Args:
         model: a Pyro model of static structure.
-        potential_fn: see :class:`Kernel`.
-        energy: see :class:`Kernel`.
-        event_shape: see :class:`Kernel`.
         step_size: to begin with.
         mass_matrix: the preconditioner: ``"diagonal"``, ``"dense"``, or ``None`` for the identity.
         adapt_step_size: whether warm-up adapts the step size.
         target_accept_prob: mean acceptance probability that it is adapted to.
-        compile: see :class:`Kernel`.
+        **source: ``potential_fn``, or ``energy`` with ``event_shape``, instead of a model;
+            ``compile``. See :class:`Kernel`.
 
     References:
         Besag, *Comments on "Representations of knowledge in complex systems"*, 1994. Roberts,
@@ -67,34 +66,15 @@ class MALA(Kernel):
         self,
         model: Callable[..., Any] | None = None,
         *,
-        potential_fn: Callable[[dict[str, Tensor]], Tensor] | None = None,
-        energy: Callable[[Tensor], Tensor] | None = None,
-        event_shape: Sequence[int] | None = None,
         step_size: float = 0.5,
-        mass_matrix: Literal["diagonal", "dense"] | None = "diagonal",
+        mass_matrix: MassMatrix = "diagonal",
         adapt_step_size: bool = True,
         target_accept_prob: float = 0.574,
-        compile: bool = True,
+        **source: Unpack[Source],
     ) -> None:
         super().__init__(
-            model,
-            potential_fn=potential_fn,
-            energy=energy,
-            event_shape=event_shape,
-            compile=compile,
+            model, step_size, mass_matrix, adapt_step_size, target_accept_prob, **source
         )
-        self.step_size = positive("step_size", step_size)
-        self.mass_matrix = one_of("mass_matrix", mass_matrix, MASS_MATRICES)
-        target = between_0_and_1("target_accept_prob", target_accept_prob)
-        self._warm_up = WarmUp(target, adapt_step_size, mass_matrix is not None)
-
-    def initial_tuning(self, target: Target) -> Tuning:
-        """The step size given, and the identity for a mass matrix."""
-        return standard_tuning(target, self.step_size, self.mass_matrix == "dense")
-
-    def warm_up(self) -> WarmUp:
-        """Step size and mass matrix, from all chains."""
-        return self._warm_up
 
     def init(self, potential: Potential, position: Tensor, tuning: Tuning) -> LangevinState:
         """Positions with their energy and gradient."""

@@ -2,18 +2,17 @@ r"""The no-U-turn sampler."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyrogen.kernels._adaptation import WarmUp
-from pyrogen.kernels._kernel import Kernel, standard_tuning
-from pyrogen.kernels._options import MASS_MATRICES, between_0_and_1, one_of, positive, whole
+from pyrogen.kernels._adaptive import AdaptiveKernel, MassMatrix
+from pyrogen.kernels._kernel import Source
+from pyrogen.kernels._options import whole
 from pyrogen.kernels._potential import Potential
 from pyrogen.kernels._runner import Runner
-from pyrogen.kernels._target import Target
 from pyrogen.kernels._trees import (
     Packed,
     Tree,
@@ -29,6 +28,9 @@ from pyrogen.kernels._trees import (
 )
 from pyrogen.kernels._tuning import Tuning
 from pyrogen.kernels.hmc import HMCState
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["NUTS", "NUTSInfo"]
 
@@ -49,7 +51,7 @@ class NUTSInfo(NamedTuple):
     tree_depth: Tensor
 
 
-class NUTS(Kernel):
+class NUTS(AdaptiveKernel):
     r"""The no-U-turn sampler: Hamiltonian Monte Carlo that finds the length of each trajectory.
 
     From the present state and a momentum :math:`z \sim N(0, I)` a trajectory of leapfrog steps
@@ -69,16 +71,14 @@ class NUTS(Kernel):
 
     Args:
         model: a Pyro model of static structure.
-        potential_fn: see :class:`Kernel`.
-        energy: see :class:`Kernel`.
-        event_shape: see :class:`Kernel`.
         step_size: to begin with.
         max_tree_depth: the most doublings: up to ``2**max_tree_depth - 1`` leapfrog steps.
         mass_matrix: ``"diagonal"``, ``"dense"``, or ``None`` for the identity.
         adapt_step_size: whether warm-up adapts the step size.
         target_accept_prob: what the step size is adapted to: the mean, over the states of a
             trajectory, of the probability to accept each against the initial state.
-        compile: see :class:`Kernel`.
+        **source: ``potential_fn``, or ``energy`` with ``event_shape``, instead of a model;
+            ``compile``. See :class:`Kernel`.
 
     Raises:
         ValueError: for an argument out of its range.
@@ -107,36 +107,17 @@ class NUTS(Kernel):
         self,
         model: Callable[..., Any] | None = None,
         *,
-        potential_fn: Callable[[dict[str, Tensor]], Tensor] | None = None,
-        energy: Callable[[Tensor], Tensor] | None = None,
-        event_shape: Sequence[int] | None = None,
         step_size: float = 0.5,
         max_tree_depth: int = 10,
-        mass_matrix: Literal["diagonal", "dense"] | None = "diagonal",
+        mass_matrix: MassMatrix = "diagonal",
         adapt_step_size: bool = True,
         target_accept_prob: float = 0.8,
-        compile: bool = True,
+        **source: Unpack[Source],
     ) -> None:
         super().__init__(
-            model,
-            potential_fn=potential_fn,
-            energy=energy,
-            event_shape=event_shape,
-            compile=compile,
+            model, step_size, mass_matrix, adapt_step_size, target_accept_prob, **source
         )
-        self.step_size = positive("step_size", step_size)
         self.max_tree_depth = whole("max_tree_depth", max_tree_depth, 1)
-        self.mass_matrix = one_of("mass_matrix", mass_matrix, MASS_MATRICES)
-        target = between_0_and_1("target_accept_prob", target_accept_prob)
-        self._warm_up = WarmUp(target, adapt_step_size, mass_matrix is not None)
-
-    def initial_tuning(self, target: Target) -> Tuning:
-        """The step size given, and the identity for a mass matrix."""
-        return standard_tuning(target, self.step_size, self.mass_matrix == "dense")
-
-    def warm_up(self) -> WarmUp:
-        """Step size and mass matrix, from all chains."""
-        return self._warm_up
 
     def init(self, potential: Potential, position: Tensor, tuning: Tuning) -> HMCState:
         """The potential energy and its gradient at ``position``."""

@@ -15,13 +15,13 @@ if :math:`\hat V = V`. What is left is the error of the finite step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyrogen.kernels._kernel import Kernel
+from pyrogen.kernels._kernel import Kernel, Source
 from pyrogen.kernels._metropolis import finite_rows
 from pyrogen.kernels._options import positive
 from pyrogen.kernels._potential import Potential
@@ -29,6 +29,9 @@ from pyrogen.kernels._runner import Runner
 from pyrogen.kernels._schedule import Schedule, checked_step_size, step_size_at
 from pyrogen.kernels._target import Target
 from pyrogen.kernels._tuning import Info
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["SGHMC", "SGHMCState", "SGHMCTuning"]
 
@@ -69,14 +72,12 @@ class SGHMC(Kernel):
 
     Args:
         model: a Pyro model of static structure.
-        potential_fn: see :class:`Kernel`; it may draw a minibatch.
-        energy: see :class:`Kernel`.
-        event_shape: see :class:`Kernel`.
         step_size: :math:`\epsilon`: a number, or a function of the count of steps since the start
             of warm-up, for instance :class:`PolynomialDecay`.
         friction: :math:`C`.
         noise_estimate: :math:`\hat V`, the variance of a minibatch gradient in each coordinate.
-        compile: see :class:`Kernel`.
+        **source: ``potential_fn``, or ``energy`` with ``event_shape``, instead of a model;
+            ``compile``. See :class:`Kernel`.
 
     Raises:
         ValueError: for an argument out of its range, if :math:`\epsilon C > 1` or
@@ -106,21 +107,12 @@ class SGHMC(Kernel):
         self,
         model: Callable[..., Any] | None = None,
         *,
-        potential_fn: Callable[[dict[str, Tensor]], Tensor] | None = None,
-        energy: Callable[[Tensor], Tensor] | None = None,
-        event_shape: Sequence[int] | None = None,
         step_size: Schedule = 1e-2,
         friction: float = 1.0,
         noise_estimate: float = 0.0,
-        compile: bool = True,
+        **source: Unpack[Source],
     ) -> None:
-        super().__init__(
-            model,
-            potential_fn=potential_fn,
-            energy=energy,
-            event_shape=event_shape,
-            compile=compile,
-        )
+        super().__init__(model, **source)
         self.step_size = checked_step_size(step_size)
         self.friction = positive("friction", friction)
         self.noise_estimate = noise_estimate and positive("noise_estimate", noise_estimate)

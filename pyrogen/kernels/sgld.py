@@ -17,15 +17,15 @@ much the larger: it grows as :math:`N^2/n` where :math:`a` grows as :math:`N`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyrogen.kernels._adaptation import WarmUp
 from pyrogen.kernels._chains import Chains
-from pyrogen.kernels._kernel import Kernel, standard_tuning
+from pyrogen.kernels._kernel import Kernel, Source, standard_tuning
 from pyrogen.kernels._metropolis import finite_rows, select
 from pyrogen.kernels._options import between_0_and_1, positive
 from pyrogen.kernels._potential import Potential
@@ -34,6 +34,9 @@ from pyrogen.kernels._schedule import Schedule, checked_step_size, step_size_at
 from pyrogen.kernels._target import Target
 from pyrogen.kernels._tuning import Tuning
 from pyrogen.kernels.langevin import LangevinState
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["SGLD", "SGLDInfo"]
 
@@ -77,15 +80,13 @@ class SGLD(Kernel):
 
     Args:
         model: a Pyro model of static structure.
-        potential_fn: see :class:`Kernel`; it may draw a minibatch.
-        energy: see :class:`Kernel`.
-        event_shape: see :class:`Kernel`.
         step_size: :math:`h`: a number, or a function of the count of steps since the start of
             warm-up, for instance :class:`PolynomialDecay`.
         preconditioned: learn :math:`G` in warm-up; without, it is 1.
         decay: of the running mean of the squared gradient, in (0, 1).
         floor: :math:`\lambda`, which bounds :math:`G`.
-        compile: see :class:`Kernel`.
+        **source: ``potential_fn``, or ``energy`` with ``event_shape``, instead of a model;
+            ``compile``. See :class:`Kernel`.
 
     Raises:
         ValueError: for an argument out of its range.
@@ -118,22 +119,13 @@ class SGLD(Kernel):
         self,
         model: Callable[..., Any] | None = None,
         *,
-        potential_fn: Callable[[dict[str, Tensor]], Tensor] | None = None,
-        energy: Callable[[Tensor], Tensor] | None = None,
-        event_shape: Sequence[int] | None = None,
         step_size: Schedule = 1e-3,
         preconditioned: bool = False,
         decay: float = 0.99,
         floor: float = 1e-5,
-        compile: bool = True,
+        **source: Unpack[Source],
     ) -> None:
-        super().__init__(
-            model,
-            potential_fn=potential_fn,
-            energy=energy,
-            event_shape=event_shape,
-            compile=compile,
-        )
+        super().__init__(model, **source)
         self.step_size = checked_step_size(step_size)
         self.preconditioned = preconditioned
         rmsprop = RMSprop(between_0_and_1("decay", decay), positive("floor", floor))
