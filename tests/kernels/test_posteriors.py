@@ -84,6 +84,29 @@ def test_conjugate_posteriors(name):
             assert_posterior_mean(squares, float(variance))
 
 
+def logistic_regression(x, y):
+    weights = pyro.sample("weights", dist.Normal(torch.zeros(2), 2.0).to_event(1))
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("y", dist.Bernoulli(logits=weights[0] + weights[1] * x), obs=y)
+
+
+@pytest.mark.parametrize("name", ["HMC", "HMC chees", "MALA"])
+def test_logistic_regression(name):
+    """Means and variances by quadrature; on so smooth a density the rule is exact to 1e-6."""
+    x, y = torch.linspace(-2, 3, 12), torch.tensor([0.0, 0, 1, 0, 0, 1, 1, 0, 1, 1, 1, 1])
+    make, num_samples, warmup_steps = KERNELS[name]
+    drawn = run(make(logistic_regression), num_samples, warmup_steps, x, y)["weights"]
+    grid = torch.cartesian_prod(*[torch.linspace(-12, 12, 481, dtype=torch.float64)] * 2)
+    logits = grid[:, :1] + grid[:, 1:] * x.double()
+    log_joint = dist.Bernoulli(logits=logits).log_prob(y.double()).sum(-1)
+    weight = (log_joint - grid.square().sum(-1) / 8).softmax(0).unsqueeze(-1)
+    mean = (weight * grid).sum(0)
+    variance = (weight * (grid - mean).square()).sum(0)
+    for i in range(2):
+        assert_posterior_mean(drawn[..., i], float(mean[i]))
+        assert_posterior_mean((drawn[..., i] - mean[i]).square(), float(variance[i]))
+
+
 def test_every_support_has_its_prior_back():
     """Sites of all constrained supports, without data: what is drawn is the prior."""
     priors = {
