@@ -1,7 +1,9 @@
 r"""Warm-up: step size, mass matrix and trajectory length, learned from all chains together.
 
 * **Step size**: dual averaging drives the mean acceptance probability over chains to its target.
-  With error :math:`h_t = \delta - \bar\alpha_t`,
+  The mean is the harmonic one until the last window: chains that start far out accept nothing until
+  the step is short enough for them, and an arithmetic mean would leave them behind. With error
+  :math:`h_t = \delta - \bar\alpha_t`,
 
   .. math:: \bar h_t = (1 - \tfrac1{t + t_0}) \bar h_{t-1} + \tfrac1{t + t_0} h_t, \qquad
       \log\epsilon_t = \mu - \tfrac{\sqrt t}{\gamma} \bar h_t,
@@ -28,15 +30,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["WarmUp", "WarmUpState", "window_ends"]
+__all__ = ["WarmUp", "WarmUpState", "harmonic_mean", "window_ends"]
 
 _GAMMA, _T0, _KAPPA = 0.05, 10.0, 0.75
 _RATE, _DECAY, _TINY = 0.025, 0.95, 1e-8
 
 
 class StepSizeState(NamedTuple):
-    """Dual averaging."""
+    """Dual averaging; ``cautious`` while it heeds the chains that accept least."""
 
+    cautious: Tensor
     steps: Tensor
     centre: Tensor
     error: Tensor
@@ -93,7 +96,7 @@ class WarmUp:
         """Before the first step, with ``tuning`` as it is to begin with."""
         zero = torch.zeros_like(tuning.step_size)
         return WarmUpState(
-            StepSizeState(zero, tuning.step_size.log(), zero, zero.clone()),
+            StepSizeState(zero + 1, zero, tuning.step_size.log(), zero, zero.clone()),
             self._no_moments(tuning, position),
             TrajectoryState(zero, zero, zero),
         )
@@ -104,7 +107,9 @@ class WarmUp:
         """After a step: what to remember, and the tuning of the next step."""
         step, moments, trajectory = warm
         if self.step_size:
-            step, tuning = self._step_size(step, tuning, info.accept_prob.mean())
+            mean = info.accept_prob.mean()
+            mean = torch.lerp(mean, harmonic_mean(info.accept_prob), step.cautious)
+            step, tuning = self._step_size(step, tuning, mean)
         if self.mass_matrix:
             moments = self._moments(moments, position)
         if self.trajectory:
@@ -112,19 +117,22 @@ class WarmUp:
         return WarmUpState(step, moments, trajectory), tuning
 
     def close_window(
-        self, warm: WarmUpState, tuning: Any, position: Tensor, learn: bool = True
+        self,
+        warm: WarmUpState,
+        tuning: Any,
+        position: Tensor,
+        learn: bool = True,
+        last: bool = False,
     ) -> tuple[WarmUpState, Any]:
         """At the end of a window: a new scale (if ``learn``), and dual averaging anew."""
-        if not self.mass_matrix:
-            return warm, tuning
-        if learn:
-            old, new = tuning.scale, self._scale(warm.moments)
-            stretch = torch.exp(_log_volume(old) - _log_volume(new))
-            tuning = tuning._replace(scale=new, step_size=tuning.step_size * stretch)
-            if self.trajectory:
-                length = tuning.trajectory_length * stretch
-                tuning = tuning._replace(trajectory_length=length)
-        return self.init(tuning, position)._replace(trajectory=warm.trajectory), tuning
+        if self.mass_matrix and learn:
+            warm, tuning = self._rescaled(warm, tuning)
+        if self.mass_matrix or (self.step_size and last):
+            warm = self.init(tuning, position)._replace(trajectory=warm.trajectory)
+        if self.step_size and last:
+            step = warm.step_size._replace(cautious=torch.zeros_like(tuning.step_size))
+            warm = warm._replace(step_size=step)
+        return warm, tuning
 
     def finish(self, warm: WarmUpState, tuning: Any) -> Any:
         """The tuning for good: the averages over the last window."""
@@ -133,6 +141,17 @@ class WarmUp:
         if self.trajectory:
             tuning = tuning._replace(trajectory_length=warm.trajectory.log_mean.exp())
         return tuning
+
+    def _rescaled(self, warm: WarmUpState, tuning: Any) -> tuple[WarmUpState, Any]:
+        """A new scale, and the lengths that are measured in its units."""
+        old, new = tuning.scale, self._scale(warm.moments)
+        stretch = torch.exp(_log_volume(old) - _log_volume(new))
+        tuning = tuning._replace(scale=new, step_size=tuning.step_size * stretch)
+        if self.trajectory:
+            tuning = tuning._replace(trajectory_length=tuning.trajectory_length * stretch)
+            log_mean = warm.trajectory.log_mean + stretch.log()
+            warm = warm._replace(trajectory=warm.trajectory._replace(log_mean=log_mean))
+        return warm, tuning
 
     def _step_size(
         self, state: StepSizeState, tuning: Any, accept_prob: Tensor
@@ -143,7 +162,7 @@ class WarmUp:
         log_step = state.centre - count.sqrt() / _GAMMA * error
         log_mean = torch.lerp(state.log_mean, log_step, count**-_KAPPA)
         tuning = tuning._replace(step_size=log_step.exp())
-        return StepSizeState(count, state.centre, error, log_mean), tuning
+        return StepSizeState(state.cautious, count, state.centre, error, log_mean), tuning
 
     def _moments(self, state: MomentState, position: Tensor) -> MomentState:
         chains = len(position)
@@ -175,7 +194,7 @@ class WarmUp:
         square = _DECAY * state.square + (1 - _DECAY) * gradient.square()
         corrected = square / (1 - _DECAY**count)
         move = _RATE * gradient / (corrected.sqrt() + _TINY)
-        log_length = tuning.trajectory_length.log() + move
+        log_length = torch.maximum(tuning.trajectory_length.log() + move, tuning.step_size.log())
         log_mean = torch.lerp(state.log_mean, log_length, count**-_KAPPA)
         tuning = tuning._replace(trajectory_length=log_length.exp())
         return TrajectoryState(count, square, log_mean), tuning
@@ -184,6 +203,12 @@ class WarmUp:
         zero = torch.zeros_like(tuning.step_size)
         scale = getattr(tuning, "scale", zero)
         return MomentState(zero, torch.zeros_like(position[0]), torch.zeros_like(scale))
+
+
+def harmonic_mean(accept_prob: Tensor) -> Tensor:
+    """The harmonic mean over chains, in which a single one that accepts nothing weighs much."""
+    floor = min(1e-3, 1 / len(accept_prob))
+    return accept_prob.clamp(min=floor).reciprocal().mean().reciprocal()
 
 
 def window_ends(warmup_steps: int, num_chains: int) -> dict[int, bool]:

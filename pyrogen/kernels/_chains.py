@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from pyrogen.kernels._adaptation import window_ends
+from pyrogen.kernels._adaptation import harmonic_mean, window_ends
 from pyrogen.kernels._runner import Runner
 from pyrogen.kernels._target import Target
 
@@ -45,6 +44,8 @@ class Chains:
         if self._warm_up is not None:
             if self._warm_up.step_size:
                 self._find_step_size(self._warm_up.target_accept_prob)
+            if self._warm_up.trajectory:
+                self.tuning = self.tuning._replace(trajectory_length=self.tuning.step_size)
             self._warm = self._warm_up.init(self.tuning, position)
 
     @property
@@ -75,8 +76,9 @@ class Chains:
             self.tuning = warm_up.finish(self._warm, self.tuning)
             self._warm_up = None
         elif (learn := self._window_ends.get(self.iteration)) is not None:
+            last = self.iteration == max(self._window_ends)
             self._warm, self.tuning = warm_up.close_window(
-                self._warm, self.tuning, self.position, learn
+                self._warm, self.tuning, self.position, learn, last
             )
 
     def _find_step_size(self, target: float) -> None:
@@ -90,4 +92,4 @@ class Chains:
 
     def _accepts(self, target: float) -> bool:
         accept_prob = self.kernel.probe(self.run, self.state, self.tuning)
-        return bool(torch.mean(accept_prob) > target)
+        return bool(harmonic_mean(accept_prob) > target)

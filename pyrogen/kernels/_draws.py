@@ -42,6 +42,10 @@ class Draws:
                 self._rows_of(name, value)[self._count] = value
         self._count += 1
 
+    def cut(self, count: int) -> None:
+        """Forgets all draws but the first ``count``."""
+        self._count = count
+
     def position(self) -> Tensor:
         """``[chains, draws, size]``."""
         return self._by_chain(self._rows[_POSITION])
@@ -52,7 +56,7 @@ class Draws:
 
     def _rows_of(self, name: str, value: Tensor) -> Tensor:
         rows = self._rows.get(name)
-        if rows is None or len(rows) == self._count:
+        if rows is None or len(rows) <= self._count:
             fresh = value.new_empty(self._capacity - self._count, *value.shape)
             self._rows[name] = rows = fresh if rows is None else torch.cat([rows, fresh])
         return rows

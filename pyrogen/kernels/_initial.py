@@ -39,7 +39,8 @@ def random_position(target: Target, run: Runner, num_chains: int) -> Tensor:
         f"expected initial points of finite energy and gradient, found none in {_TRIES} draws from "
         f"uniform(-2, 2) in unconstrained space for {int((~finite).sum())} of {num_chains} chains"
         + (f"; log-probability not finite at sites {sites}" if sites else "")
-        + "; pass initial_params, or check the model for NaN"
+        + "; pass initial_params, or check data and model for NaN: under a mask too, where it "
+        "spoils the gradient"
     )
 
 

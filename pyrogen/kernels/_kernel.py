@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
@@ -10,7 +11,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Transform
 
 from pyrogen.kernels._adaptation import WarmUp
@@ -58,7 +59,7 @@ class Kernel(MCMCKernel):
             its one site is called ``"x"``.
         event_shape: shape of one point, for an energy.
         compile: run steps as compiled graphs. Without, they run operation by operation, and a model
-            whose structure depends on values runs chain by chain.
+            with Python branches on values runs chain by chain.
 
     Raises:
         ValueError: if not exactly one of model, potential and energy is given.
@@ -160,6 +161,12 @@ class Kernel(MCMCKernel):
             target = Target.from_energy(self.energy, self.event_shape or ())
         else:
             target = Target.from_potential(self.potential_fn, shapes)  # type: ignore[arg-type]
+        if target.enumerated:
+            warnings.warn(
+                f"the discrete sites {list(target.enumerated)} are summed out; draws hold the "
+                "continuous sites alone",
+                stacklevel=2,
+            )
         if target.subsampled and self.needs_exact_potential:
             raise ValueError(
                 f"{type(self).__name__} accepts by the exact density, but the plates "
@@ -201,9 +208,10 @@ class Kernel(MCMCKernel):
                 "expected initial_params with potential_fn, got none; they say which unconstrained "
                 "tensors it takes"
             )
-        given = {name: torch.as_tensor(x) for name, x in (initial_params or {}).items()}
+        given = {name: _floating(x) for name, x in (initial_params or {}).items()}
         target = self.target(args, kwargs, {name: x.shape[1:] for name, x in given.items()})
-        if self.model is None and given:  # nothing else says of which type the numbers are
+        if self.potential_fn is not None or (given and _has_no_parameters(self.energy)):
+            # nothing else says of which type the numbers are
             example = next(iter(given.values()))
             target.dtype, target.device = example.dtype, example.device
         self._shell.runner = run = Runner(target, self.compile, self._shell.runner)
@@ -211,6 +219,8 @@ class Kernel(MCMCKernel):
             position = random_position(target, run, num_chains)
         else:
             position = given_position(target, run, num_chains, given)
+        if self.needs_exact_potential:
+            _refuse_noise(run, position)
         self._shell.transforms = target.transforms
         return Chains(self, target, run, position, warmup_steps)
 
@@ -288,6 +298,31 @@ class Kernel(MCMCKernel):
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         for name, value in state.items():
             setattr(self, name, value)
+
+
+def _floating(value: Any) -> Tensor:
+    tensor = torch.as_tensor(value)
+    return tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
+
+
+def _has_no_parameters(energy: Any) -> bool:
+    return energy is not None and not (
+        isinstance(energy, nn.Module) and next(energy.parameters(), None) is not None
+    )
+
+
+def _refuse_noise(run: Runner, position: Tensor) -> None:
+    first, second = (run.once(_energy, position) for _ in range(2))
+    if not torch.allclose(first, second, rtol=1e-3, atol=1e-3):
+        raise ValueError(
+            "expected a density without random numbers of its own, got energies "
+            f"{float(first[0]):.6g} and {float(second[0]):.6g} at one point; draw what is random "
+            "in a pyro.sample statement, or outside the model"
+        )
+
+
+def _energy(potential: Potential, position: Tensor) -> Tensor:
+    return potential.value(position)
 
 
 def standard_tuning(target: Target, step_size: float, dense: bool = False) -> Tuning:

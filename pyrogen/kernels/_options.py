@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import TypeVar
 
 __all__ = ["between_0_and_1", "one_of", "positive", "whole"]
@@ -29,9 +30,9 @@ def between_0_and_1(name: str, value: float) -> float:
 
 def whole(name: str, value: int, least: int) -> int:
     """A whole number of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
-    return value
+    return int(value)
 
 
 def one_of(name: str, value: ValueT, choices: Sequence[ValueT]) -> ValueT:

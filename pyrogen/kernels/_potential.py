@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyrogen.kernels._vectorize import vectorized
 
-__all__ = ["Batched", "PerChain", "Potential", "Tempered"]
+__all__ = ["Batched", "PerChain", "Potential"]
 
 
 class Potential(ABC):
@@ -37,7 +37,7 @@ class Batched(Potential):
         self._function = function
 
     def value(self, position: Tensor) -> Tensor:
-        return self._function(position)
+        return self._function(position).to(position.dtype)
 
 
 class PerChain(Potential):
@@ -61,24 +61,20 @@ class PerChain(Potential):
 
     def value(self, position: Tensor) -> Tensor:
         common = self._draw_common()
+
+        def energy(chain: Tensor) -> Tensor:
+            return _checked(self._function(chain, common)).to(chain.dtype)
+
         if self._vectorized:
-            return vectorized(lambda chain: self._function(chain, common), position)
-        return torch.stack([self._function(chain, common) for chain in position])
+            return vectorized(energy, position)
+        return torch.stack([energy(chain) for chain in position])
 
 
-class Tempered(Potential):
-    """The potential ``beta * U``, each chain at its own inverse temperature ``beta [chains]``."""
-
-    def __init__(self, potential: Potential, beta: Tensor) -> None:
-        self._potential = potential
-        self._beta = beta
-
-    def value(self, position: Tensor) -> Tensor:
-        return self._beta * self._potential.value(position)
-
-    def value_and_grad(self, position: Tensor) -> tuple[Tensor, Tensor]:
-        value, gradient = self._potential.value_and_grad(position)
-        return self._beta * value, self._beta.unsqueeze(-1) * gradient
+def _checked(energy: Any) -> Tensor:
+    if not isinstance(energy, Tensor) or energy.dim() > 0:
+        got = list(energy.shape) if isinstance(energy, Tensor) else type(energy).__name__
+        raise ValueError(f"potential energy of one chain: expected a tensor of shape [], got {got}")
+    return energy
 
 
 def _gradient(total: Tensor, position: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ class Runner:
         except GraphError as error:
             if self._compile:
                 raise
-            warnings.warn(f"the chains run one by one, which is slow: {error}", stacklevel=2)
+            warnings.warn(f"runs without a graph, which is slow: {error}", stacklevel=2)
             self._eager = True
             return self._uncaptured(function, potential, tensors)
         return call(leaves)

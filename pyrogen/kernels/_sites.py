@@ -57,7 +57,7 @@ def structure_of(
 
     Raises:
         ValueError: if a latent site is neither continuous nor enumerable, if its support depends on
-            other latent sites, or if there is none.
+            other latent sites, if it stands in a plate that draws a minibatch, or if there is none.
     """
     first, second = (_trace(model, args, kwargs) for _ in range(2))
     sites: list[Site] = []
@@ -69,6 +69,7 @@ def structure_of(
             if (size := plate.subsample_size or plate.size) < plate.size:
                 subsampled[name] = Minibatch(plate.size, size, plate.device)
         elif node["fn"].has_enumerate_support:
+            _refuse_sequential(name, node)
             enumerated.append(name)
         else:
             _refuse_moving_support(name, node, second)
@@ -79,6 +80,7 @@ def structure_of(
             + (f"only the enumerable sites {enumerated}" if enumerated else "none")
             + "; a latent site is a pyro.sample statement without obs="
         )
+    _refuse_minibatches_of_latents(first, subsampled, enumerated)
     sites.sort(key=lambda site: site.name)
     return Structure(tuple(sites), tuple(enumerated), subsampled, _plate_nesting(first))
 
@@ -101,11 +103,13 @@ def potential_of_model(
         enumerate_from: how many dimensions the plates take, if there are discrete sites to sum out.
         minibatches: for each plate that draws a minibatch, what draws its indices.
     """
-    substitution = _Substitution(values, minibatches)
+    substitution = _Substitution(values, minibatches, complete=True)
     if enumerate_from is not None:
         model = poutine.enum(config_enumerate(model), first_available_dim=-1 - enumerate_from)
     with substitution:
         trace = poutine.trace(model).get_trace(*args, **kwargs)
+    if missing := sorted(values.keys() - trace.nodes.keys()):
+        raise _other_sites(f"without {missing}")
     log_joint: Any
     if enumerate_from is None:
         log_joint = trace.log_prob_sum()
@@ -140,8 +144,10 @@ class _Substitution(Messenger):
         self,
         values: Mapping[str, Tensor],
         minibatches: Mapping[str, Callable[[], Tensor]] = {},
+        complete: bool = False,
     ) -> None:
         super().__init__()
+        self._complete = complete
         self._values = values
         self._minibatches = minibatches
         self.log_det: Tensor | float = 0.0
@@ -150,7 +156,12 @@ class _Substitution(Messenger):
         if msg["name"] in self._minibatches:
             msg["value"], msg["done"] = self._minibatches[msg["name"]](), True
             return
-        if msg["name"] not in self._values or msg["is_observed"]:
+        if msg["is_observed"]:
+            return
+        if msg["name"] not in self._values:
+            known = isinstance(msg["fn"], _Subsample) or msg["fn"].has_enumerate_support
+            if self._complete and not known:
+                raise _other_sites(f"with {msg['name']!r}")
             return
         unconstrained = self._values[msg["name"]]
         transform = biject_to(msg["fn"].support)
@@ -208,7 +219,7 @@ def _site(name: str, node: Mapping[str, Any]) -> Site:
 
 def _refuse_moving_support(name: str, node: Mapping[str, Any], other: Any) -> None:
     if name not in other.nodes or other.nodes[name]["value"].shape != node["value"].shape:
-        return  # the structure depends on values, which capturing the model reports
+        return  # another structure, which is found when the model is run
     one, two = (_transform(name, n["fn"]) for n in (node, other.nodes[name]))
     value = node["value"]
     at = torch.full(one.inverse_shape(value.shape), 0.3, dtype=value.dtype, device=value.device)
@@ -217,6 +228,41 @@ def _refuse_moving_support(name: str, node: Mapping[str, Any], other: Any) -> No
             f"site {name!r}: expected a support that is fixed, got one that depends on other "
             "latent sites; sample it on the unit scale and transform it (pyro.deterministic)"
         )
+
+
+def _refuse_sequential(name: str, node: Mapping[str, Any]) -> None:
+    if node["infer"].get("enumerate") == "sequential":
+        raise ValueError(
+            f"site {name!r}: expected infer={{'enumerate': 'parallel'}} or none, got 'sequential'; "
+            "discrete sites are summed out in parallel"
+        )
+
+
+def _refuse_minibatches_of_latents(
+    trace: Any, subsampled: Mapping[str, Minibatch], enumerated: Sequence[str]
+) -> None:
+    """The sum over a site of a minibatch, scaled up, is no estimate of the sum over all data."""
+    if subsampled and enumerated:
+        raise ValueError(
+            f"sites {list(enumerated)}: expected no discrete sites beside minibatches (plates "
+            f"{list(subsampled)}), whose sum a minibatch does not estimate; sum them out by hand, "
+            "for instance with dist.MixtureSameFamily, or use subsample_size=None"
+        )
+    for name, node in _latent(trace):
+        plates = {frame.name for frame in node["cond_indep_stack"]} & subsampled.keys()
+        if plates and not isinstance(node["fn"], _Subsample):
+            raise ValueError(
+                f"site {name!r}: expected latent sites outside the plates that draw a minibatch, "
+                f"got one in {sorted(plates)}, where each draw would be that of other data; "
+                "integrate it out, or use subsample_size=None"
+            )
+
+
+def _other_sites(words: str) -> ValueError:
+    return ValueError(
+        f"expected a model with the same latent sites at every run, got one {words} in a later "
+        "run; sample all sites always, and choose among them with torch.where"
+    )
 
 
 def _latent(trace: Any) -> Iterator[tuple[str, Any]]:

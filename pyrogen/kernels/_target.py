@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -41,6 +41,7 @@ class Target:
             Sites without an entry are unconstrained.
         arguments: what the potential depends on, a nest of tensors and hashable values.
         subsampled: the plates that draw a minibatch; if any, the potential is a random number.
+        enumerated: the discrete sites that are summed out.
         dtype, device: of a position.
     """
 
@@ -51,6 +52,7 @@ class Target:
         arguments: Any = (),
         transforms: Mapping[str, Transform] = {},
         subsampled: Sequence[str] = (),
+        enumerated: Sequence[str] = (),
         dtype: torch.dtype | None = None,
         device: torch.device | None = None,
         explain: Callable[[dict[str, Tensor]], list[str]] | None = None,
@@ -60,6 +62,7 @@ class Target:
         self.arguments = arguments
         self.transforms = dict(transforms)
         self.subsampled = tuple(subsampled)
+        self.enumerated = tuple(enumerated)
         self.dtype = dtype or torch.get_default_dtype()
         self.device = device or torch.get_default_device()
         self._explain = explain
@@ -79,15 +82,16 @@ class Target:
         args, kwargs = tuple(args), dict(kwargs)
         structure = structure_of(model, args, kwargs)
         nesting = structure.plate_nesting if structure.enumerated else None
-        example = structure.sites[0].prototype
+        prototypes = [site.prototype for site in structure.sites]
         return cls(
             layout=tuple((site.name, tuple(site.shape)) for site in structure.sites),
             make_potential=_ModelPotential(model, nesting, structure.subsampled),
             arguments=(args, kwargs),
             transforms={site.name: site.transform.inv for site in structure.sites},
             subsampled=tuple(structure.subsampled),
-            dtype=example.dtype,
-            device=example.device,
+            enumerated=structure.enumerated,
+            dtype=reduce(torch.promote_types, [x.dtype for x in prototypes]),
+            device=prototypes[0].device,
             explain=lambda values: nonfinite_sites(model, args, kwargs, values),
         )
 

@@ -22,6 +22,8 @@ from pyrogen.kernels._progress import Progress
 
 __all__ = ["MCMC"]
 
+_LEAST_DRAWS = 4  # split R-hat halves each chain
+
 
 class MCMC:
     """Runs many chains of a kernel at once, with the interface of ``pyro.infer.MCMC``.
@@ -39,8 +41,8 @@ class MCMC:
         chain_batch_size: the most chains that are moved at once, to bound memory; the batches run
             one after another and each tunes the kernel for itself.
         thinning: keep every so many-th state.
-        initial_params: unconstrained values where the chains start, each ``[num_chains, *shape]``
-            (for one chain also ``[*shape]``); by default random.
+        initial_params: unconstrained values where the chains start, each ``[num_chains, *shape]``;
+            by default random.
         disable_progbar: show no progress bar.
 
     Attributes:
@@ -131,10 +133,12 @@ class MCMC:
         Raises:
             ValueError: if there was no run.
         """
-        self._drawn()
+        before = next(iter(self._drawn().values())).shape[1]
+        if not self._batches:
+            raise ValueError("expected chains to go on with; a copied or pickled MCMC has none")
         count = whole("num_samples", self.num_samples if num_samples is None else num_samples, 1)
         steps = count * self.thinning * len(self._batches)
-        self._collect(lambda progress: self._extend_batches(count, progress), steps)
+        self._collect(lambda progress: self._extend_batches(count, progress), steps, before)
 
     def get_samples(
         self, num_samples: int | None = None, group_by_chain: bool = False
@@ -149,17 +153,27 @@ class MCMC:
         return samples
 
     def summary(self, prob: float = 0.9) -> None:
-        """Prints mean, spread, interval, effective sample size and R-hat of every site.
+        """Prints mean, spread, interval, effective sample size and split R-hat of every site.
+
+        The columns are those of Pyro. For rank-normalised R-hat and ESS give
+        :func:`pyrogen.diagnostics.from_mcmc` to ``arviz.summary``.
 
         Args:
             prob: probability mass of the interval.
+
+        Raises:
+            ValueError: if there was no run, or there are fewer than 4 draws of each chain.
         """
-        print_summary(self._drawn(), prob=prob)
+        print_summary(self._enough(), prob=prob)
         print(f"Number of divergences: {int(self.info['diverging'].sum())}")  # noqa: T201
 
     def diagnostics(self) -> dict[str, Any]:
-        """Effective sample size and R-hat of every site; divergences and acceptance per chain."""
-        result: dict[str, Any] = diagnostics(self._drawn())
+        """Effective sample size and R-hat of every site; divergences and acceptance per chain.
+
+        Raises:
+            ValueError: if there was no run, or there are fewer than 4 draws of each chain.
+        """
+        result: dict[str, Any] = diagnostics(self._enough())
         for name in ("divergences", "acceptance rate"):
             reports = enumerate(self._diagnostics)
             result[name] = {f"chain {i}": report[name] for i, report in reports}
@@ -182,7 +196,23 @@ class MCMC:
             raise ValueError("expected a finished run, got none; call run(...) first")
         return self._samples
 
-    def _collect(self, move: Callable[[Progress], None], steps: int) -> None:
+    def _enough(self) -> dict[str, Tensor]:
+        samples = self._drawn()
+        count = next(iter(samples.values())).shape[1]
+        if count < _LEAST_DRAWS:
+            raise ValueError(
+                f"expected at least {_LEAST_DRAWS} draws of each chain, got {count}; for many "
+                "short chains there is pyrogen.diagnostics.nested_rhat"
+            )
+        return samples
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The draws without the chains, which cannot be copied: a copy cannot go on."""
+        state = {**vars(self), "_batches": [], "_draws": []}
+        state.pop("_processes", None)
+        return state
+
+    def _collect(self, move: Callable[[Progress], None], steps: int, before: int = 0) -> None:
         """Moves the chains of this process, and gathers what all of them drew."""
         processes = self._processes
         progress = Progress(steps, self.disable_progbar or processes.rank > 0)
@@ -205,6 +235,7 @@ class MCMC:
         finally:
             progress.close()
         processes.check(error)
+        self._even_out(before)
         self._gather()
 
     def _run_batches(self, first: int, sizes: list[int], progress: Progress) -> None:
@@ -243,12 +274,19 @@ class MCMC:
             )
         return {name: x[first : first + size] for name, x in params.items()}
 
-    def _gather(self) -> None:
-        """Joins the batches; of an interrupted run, those with the most draws."""
+    def _even_out(self, before: int) -> None:
+        """After an interruption, leaves out what is short: chains, but of finished ones draws."""
         longest = max(map(len, self._draws))
-        complete = [len(draws) == longest for draws in self._draws]
-        self._batches = list(compress(self._batches, complete))
-        self._draws = list(compress(self._draws, complete))
+        if before == 0:
+            complete = [len(draws) == longest for draws in self._draws]
+            self._batches = list(compress(self._batches, complete))
+            self._draws = list(compress(self._draws, complete))
+        shortest = min(map(len, self._draws))
+        for draws in self._draws:
+            draws.cut(shortest)
+
+    def _gather(self) -> None:
+        """Joins the batches, and all processes."""
         position = torch.cat([draws.position() for draws in self._draws])
         infos = [draws.info() for draws in self._draws]
         info = {name: torch.cat([each[name] for each in infos]) for name in infos[0]}

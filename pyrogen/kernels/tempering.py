@@ -119,6 +119,8 @@ class ParallelTempering(Kernel):
             raise TypeError(
                 f"inner: expected a kernel of pyrogen.kernels, got {type(inner).__name__}"
             )
+        if isinstance(inner, ParallelTempering):
+            raise TypeError("inner: expected a kernel of one temperature, got ParallelTempering")
         if not inner.needs_exact_potential:
             raise ValueError(
                 f"inner: expected a kernel of exact energies, got {type(inner).__name__}; swaps "

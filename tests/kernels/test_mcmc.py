@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -101,6 +104,41 @@ def test_ctrl_c_keeps_the_draws_so_far():
     assert mcmc.info["energy"].shape == (5, 3)
 
 
+def test_ctrl_c_while_extending_forgets_no_finished_draw():
+    """The first of three batches has one draw more than the others then."""
+    kernel = Interrupting(4 + 6 + 1, **ENERGY)
+    mcmc = sampler(6, 4, kernel, num_chains=6, chain_batch_size=2)
+    mcmc.run()
+    before = mcmc.get_samples(group_by_chain=True)["x"]
+    with pytest.warns(UserWarning, match="interrupted"):
+        mcmc.extend(3)
+    assert torch.equal(mcmc.get_samples(group_by_chain=True)["x"], before)
+    kernel.at = None
+    mcmc.extend(3)
+    after = mcmc.get_samples(group_by_chain=True)["x"]
+    assert after.shape == (6, 9, 2)
+    assert torch.equal(after[:, :6], before)
+
+
+def test_a_run_can_be_copied_but_its_copy_not_extended():
+    mcmc = sampler()
+    mcmc.run()
+    for twin in (copy.deepcopy(mcmc), pickle.loads(pickle.dumps(mcmc))):
+        assert torch.equal(twin.get_samples()["x"], mcmc.get_samples()["x"])
+        assert twin.info.keys() == mcmc.info.keys()
+        with pytest.raises(ValueError, match="a copied or pickled MCMC has none"):
+            twin.extend(2)
+    mcmc.extend(2)
+
+
+def test_too_few_draws_for_a_summary():
+    mcmc = sampler(3)
+    mcmc.run()
+    for show in (mcmc.summary, mcmc.diagnostics):
+        with pytest.raises(ValueError, match=r"at least 4 draws of each chain, got 3.*nested_rhat"):
+            show()
+
+
 def test_ctrl_c_in_warm_up_is_raised():
     mcmc = sampler(6, 4, Interrupting(2, **ENERGY))
     with pytest.raises(KeyboardInterrupt):
@@ -196,7 +234,7 @@ def test_structure_that_depends_on_values():
 def test_uncompiled_structure_that_depends_on_values_runs_chain_by_chain():
     kernel = MALA(structure_depends_on_values, compile=False, step_size=0.8)
     mcmc = sampler(150, 50, kernel, num_chains=8)
-    with pytest.warns(UserWarning, match="chains run one by one"):
+    with pytest.warns(UserWarning, match="runs without a graph"):
         mcmc.run()
     drawn = mcmc.get_samples()
     right, left = drawn["y"][drawn["x"] > 0], drawn["y"][drawn["x"] <= 0]
