@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Integral
-from typing import TypeVar
+from typing import Any, TypeVar
 
 __all__ = ["between_0_and_1", "one_of", "positive", "whole"]
 
@@ -28,7 +28,7 @@ def between_0_and_1(name: str, value: float) -> float:
     return float(value)
 
 
-def whole(name: str, value: int, least: int) -> int:
+def whole(name: str, value: Any, least: int) -> int:
     """A whole number of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")

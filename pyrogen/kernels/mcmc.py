@@ -23,6 +23,7 @@ from pyrogen.kernels._progress import Progress
 __all__ = ["MCMC"]
 
 _LEAST_DRAWS = 4  # split R-hat halves each chain
+_ENOUGH_TO_MOVE = 50
 
 
 class MCMC:
@@ -291,8 +292,20 @@ class MCMC:
         infos = [draws.info() for draws in self._draws]
         info = {name: torch.cat([each[name] for each in infos]) for name in infos[0]}
         position, self.info = self._processes.gather(position, info)
+        _warn_of_still_chains(position)
         target = self._batches[0].target
         self._samples = target.constrain(target.unflatten(position))
+
+
+def _warn_of_still_chains(position: Tensor) -> None:
+    chains, draws, _ = position.shape
+    still = int((position == position[:, :1]).all(-1).all(-1).sum())
+    if draws >= _ENOUGH_TO_MOVE and still > 0:
+        warnings.warn(
+            f"{still} of {chains} chains did not move in {draws} draws: their steps are all "
+            "rejected; expected more warm-up, other initial_params, or a smaller step size",
+            stacklevel=4,
+        )
 
 
 def _sizes(total: int, largest: int) -> list[int]:

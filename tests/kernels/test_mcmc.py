@@ -131,6 +131,14 @@ def test_a_run_can_be_copied_but_its_copy_not_extended():
     mcmc.extend(2)
 
 
+def test_chains_that_do_not_move_are_counted():
+    kernel = RandomWalk(**ENERGY, step_size=1e6)
+    start = {"x": torch.zeros(3, 2)}
+    mcmc = sampler(50, 0, kernel, num_chains=3, initial_params=start)
+    with pytest.warns(UserWarning, match="3 of 3 chains did not move in 50 draws"):
+        mcmc.run()
+
+
 def test_too_few_draws_for_a_summary():
     mcmc = sampler(3)
     mcmc.run()
