@@ -12,6 +12,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 EXAMPLES := $(VENV)/examples.stamp
 DEV := $(VENV)/dev.stamp
+# One process for each core, and one thread in each: small tensors gain nothing from more.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
 .PHONY: demo test test-slow lint docs bench clean
 
@@ -19,10 +21,10 @@ demo: $(EXAMPLES)
 	$(BIN)/python examples/vae_digits.py
 
 test: $(DEV)
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: $(DEV)
-	$(BIN)/pytest -m slow
+	$(PYTEST) -m slow
 
 # mypy cannot follow the mapping of models/ and guides/, so it reads the installed tree.
 lint: $(DEV)
