@@ -7,5 +7,7 @@ under the same names and plates, and pairs with any model that has those sites.
 from __future__ import annotations
 
 from pyrogen.guides.amortized_normal import AmortizedNormal
+from pyrogen.guides.dequantization import UniformDequantization, VariationalDequantization
+from pyrogen.guides.empty import Empty
 
-__all__ = ["AmortizedNormal"]
+__all__ = ["AmortizedNormal", "Empty", "UniformDequantization", "VariationalDequantization"]

@@ -6,6 +6,7 @@ num_samples=n)`` it draws them.
 
 from __future__ import annotations
 
+from pyrogen.models.flow import Flow, bits_per_dimension
 from pyrogen.models.likelihoods import (
     LIKELIHOODS,
     Bernoulli,
@@ -22,6 +23,8 @@ __all__ = [
     "Bernoulli",
     "Categorical",
     "ContinuousBernoulli",
+    "Flow",
     "Likelihood",
     "Normal",
+    "bits_per_dimension",
 ]

@@ -3,5 +3,8 @@
 from __future__ import annotations
 
 from pyrogen.distributions.continuous_bernoulli import ContinuousBernoulli
+from pyrogen.distributions.discretized_logistic import DiscretizedLogisticMixture
+from pyrogen.distributions.flow import FlowDistribution
+from pyrogen.distributions.quantized import Quantized
 
-__all__ = ["ContinuousBernoulli"]
+__all__ = ["ContinuousBernoulli", "DiscretizedLogisticMixture", "FlowDistribution", "Quantized"]
