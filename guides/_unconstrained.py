@@ -139,9 +139,9 @@ def _latent(site: Any) -> Latent:
 
 def _same(one: constraints.Constraint, other: constraints.Constraint) -> bool:
     pairs = list(tensors(one)), list(tensors(other))
-    return (
-        repr(one) == repr(other) if not any(pairs) else len(pairs[0]) == len(pairs[1])
-    ) and all(torch.equal(a, b) for a, b in zip(*pairs, strict=False))
+    return (repr(one) == repr(other) if not any(pairs) else len(pairs[0]) == len(pairs[1])) and all(
+        torch.equal(a, b) for a, b in zip(*pairs, strict=False)
+    )
 
 
 class Constrain(Bijection):
