@@ -31,6 +31,7 @@ from pyrogen.checks import check_data
 from pyrogen.distributions import FlowDistribution, Quantized
 from pyrogen.distributions._base import as_base
 from pyrogen.transforms._chain import Chain
+from pyrogen.transforms._moved import tensors
 
 __all__ = ["Flow", "bits_per_dimension"]
 
@@ -194,10 +195,9 @@ def probe_event_shape(distribution: Any) -> tuple[int, ...]:
 
 
 def dtype_of(flow: FlowDistribution) -> torch.dtype:
-    """Returns the dtype of what the flow draws, from its parameters and its base."""
-    with torch.no_grad():
-        dtype: torch.dtype = flow.base_dist.sample().dtype
-    return dtype
+    """Returns the dtype of what the flow draws, that of the parameters of its base."""
+    dtypes = (t.dtype for t in tensors(flow.base_dist) if t.is_floating_point())
+    return next(dtypes, torch.get_default_dtype())
 
 
 def check_support(data: Tensor, flow: FlowDistribution) -> None:
