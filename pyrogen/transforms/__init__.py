@@ -3,5 +3,34 @@
 from __future__ import annotations
 
 from pyrogen.transforms._bijection import Bijection, Inverse
+from pyrogen.transforms.actnorm import ActNorm, initialize
+from pyrogen.transforms.affine import AffineCoupling
+from pyrogen.transforms.autoregressive import MaskedAutoregressive
+from pyrogen.transforms.continuous import ContinuousFlow
+from pyrogen.transforms.convolution import InvertibleConvolution
+from pyrogen.transforms.coupling import AdditiveCoupling, DiagonalScaling
+from pyrogen.transforms.integer import IntegerCoupling
+from pyrogen.transforms.logit import Logit
+from pyrogen.transforms.multiscale import MultiScale, Split, Squeeze
+from pyrogen.transforms.spline import SplineCoupling
+from pyrogen.transforms.sylvester import Sylvester
 
-__all__ = ["Bijection", "Inverse"]
+__all__ = [
+    "ActNorm",
+    "AdditiveCoupling",
+    "AffineCoupling",
+    "Bijection",
+    "ContinuousFlow",
+    "DiagonalScaling",
+    "IntegerCoupling",
+    "Inverse",
+    "InvertibleConvolution",
+    "Logit",
+    "MaskedAutoregressive",
+    "MultiScale",
+    "SplineCoupling",
+    "Split",
+    "Squeeze",
+    "Sylvester",
+    "initialize",
+]

@@ -33,6 +33,7 @@ from torch.distributions.transforms import (
 __all__ = [
     "Bijection",
     "Inverse",
+    "broadcast_context",
     "clear_caches",
     "forward_and_log_det",
     "forward_through",
@@ -366,6 +367,23 @@ def inverse_through(
         total = total + sum_rightmost(log_det, event_dim - transform.codomain.event_dim)
         event_dim += transform.domain.event_dim - transform.codomain.event_dim
     return y, total
+
+
+def broadcast_context(
+    x: Tensor, context: Tensor | None, event_dim: int
+) -> tuple[Tensor, Tensor | None]:
+    """Expands an event tensor and its context to the same batch shape.
+
+    Args:
+        x: ``[*batch, *event]``.
+        context: ``[*batch, context_dim]`` or ``None``.
+        event_dim: number of event dimensions of ``x``.
+    """
+    if context is None:
+        return x, None
+    cut = x.dim() - event_dim
+    batch = torch.broadcast_shapes(x.shape[:cut], context.shape[:-1])
+    return x.expand(*batch, *x.shape[cut:]), context.expand(*batch, context.shape[-1])
 
 
 def clear_caches(transform: Transform) -> None:
