@@ -11,15 +11,25 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from pyro.distributions.transforms import ConditionalPlanar, ConditionalRadial, Planar, Radial
+from pyro.distributions.transforms import (
+    ConditionalPlanar,
+    ConditionalRadial,
+    Permute,
+    Planar,
+    Radial,
+)
 from torch import Tensor
 
+from pyrogen.nn import TimeMLP
+from pyrogen.transforms import ContinuousFlow, Inverse, SplineCoupling, Sylvester
 from pyrogen.transforms._amortized import Amortized
-from pyrogen.transforms.sylvester import Sylvester
+from pyrogen.transforms._elementwise import ElementwiseSpline
+from pyrogen.transforms._networks import coupling_mlp, masked
 
 __all__ = ["FLOWS", "make_flow"]
 
 Flow = str | Callable[..., Iterable[Any]]
+_NUM_BINS = 8
 
 
 def make_flow(flow: Flow, dim: int, num_flows: int, context_dim: int = 0) -> list[Any]:
@@ -34,7 +44,8 @@ def make_flow(flow: Flow, dim: int, num_flows: int, context_dim: int = 0) -> lis
 
     Raises:
         TypeError: if ``flow`` is neither a name nor a function.
-        ValueError: if the name is unknown or ``num_flows`` is not positive.
+        ValueError: if the name is unknown, ``num_flows`` is not positive, or the flow needs more
+            dimensions.
     """
     if not isinstance(num_flows, int) or num_flows < 1:
         raise ValueError(f"num_flows: expected a positive integer, got {num_flows!r}")
@@ -67,8 +78,42 @@ def radial(dim: int, context_dim: int) -> list[Any]:
 
 
 def sylvester(dim: int, context_dim: int) -> list[Any]:
-    """As many units as dimensions."""
+    """As many hidden units as dimensions."""
     return [Sylvester(dim, context_dim=context_dim)]
+
+
+def iaf(dim: int, context_dim: int) -> list[Any]:
+    """An inverse autoregressive layer, and the order reversed for the next one."""
+    if dim < 2:
+        raise ValueError(f"flow: expected at least 2 dimensions for 'iaf', got {dim}; use 'spline'")
+    layer = Inverse(masked(dim, _hidden(dim), context_dim))
+    return [layer, Permute(torch.arange(dim).flip(0))]
+
+
+def spline(dim: int, context_dim: int) -> list[Any]:
+    """Splines of each half given the other half; of each element, where there is only one."""
+    layers: list[Any] = [ElementwiseSpline(dim, _NUM_BINS, context_dim=context_dim)]
+    for swap in (False, True) if dim > 1 else ():
+        kept = dim - dim // 2 if swap else dim // 2
+        shape = (dim - kept, 3 * _NUM_BINS - 1)
+        network = coupling_mlp(kept + context_dim, shape, _hidden(dim))
+        layers.append(
+            SplineCoupling(
+                dim, network, _NUM_BINS, split=dim // 2, swap=swap, context_dim=context_dim
+            )
+        )
+    return layers
+
+
+def continuous(dim: int, context_dim: int) -> list[Any]:
+    """A neural differential equation in fixed steps, so that a program with it can be captured."""
+    field = TimeMLP(dim, hidden=_hidden(dim), context_dim=context_dim)
+    return [ContinuousFlow(field, context_dim=context_dim, method="rk4", steps=8)]
+
+
+def _hidden(dim: int) -> tuple[int, int]:
+    width = max(32, 4 * dim)
+    return width, width
 
 
 def _with(transform: Any, **values: Tensor) -> Any:
@@ -79,7 +124,10 @@ def _with(transform: Any, **values: Tensor) -> Any:
 
 
 FLOWS: dict[str, Callable[[int, int], list[Any]]] = {
+    "continuous": continuous,
+    "iaf": iaf,
     "planar": planar,
     "radial": radial,
+    "spline": spline,
     "sylvester": sylvester,
 }
