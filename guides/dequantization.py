@@ -158,9 +158,9 @@ class VariationalDequantization(_Dequantization):
 
     Example:
         >>> import torch
-        >>> from pyro.distributions.transforms import conditional_affine_coupling
         >>> from pyrogen.nn import MLP
-        >>> coupling = conditional_affine_coupling(2, context_dim=8)
+        >>> from pyrogen.transforms import AffineCoupling
+        >>> coupling = AffineCoupling(2, context_dim=8)
         >>> guide = VariationalDequantization(4, (2,), [coupling], encoder=MLP(2, 8, (32,)))
         >>> (4 * guide(torch.tensor([[0, 3], [1, 2]]))).floor()
         tensor([[0., 3.],

@@ -48,8 +48,8 @@ class ConditionalFlow(PyroModule):
 
     Example:
         >>> import torch
-        >>> from pyro.distributions.transforms import conditional_affine_coupling
-        >>> model = ConditionalFlow(2, [conditional_affine_coupling(2, context_dim=3)])
+        >>> from pyrogen.transforms import AffineCoupling
+        >>> model = ConditionalFlow(2, [AffineCoupling(2, context_dim=3)])
         >>> context = torch.randn(10, 3)
         >>> model(context).shape
         torch.Size([10, 2])

@@ -30,6 +30,7 @@ from torch import Tensor
 from pyrogen.checks import check_data
 from pyrogen.distributions import FlowDistribution, Quantized
 from pyrogen.distributions._base import as_base
+from pyrogen.transforms import initialize
 from pyrogen.transforms._chain import Chain
 from pyrogen.transforms._moved import tensors
 
@@ -72,8 +73,8 @@ class Flow(PyroModule):
 
     Example:
         >>> import torch
-        >>> from pyro.distributions.transforms import Permute, affine_coupling
-        >>> model = Flow(2, [affine_coupling(2), Permute(torch.tensor([1, 0]))])
+        >>> from pyrogen.transforms import AffineCoupling
+        >>> model = Flow(2, [AffineCoupling(2), AffineCoupling(2, swap=True)])
         >>> model(None, num_samples=100).shape
         torch.Size([100, 2])
         >>> model.distribution().log_prob(torch.zeros(5, 2)).shape
@@ -129,6 +130,19 @@ class Flow(PyroModule):
                 v = pyro.sample("v", flow)
                 x = pyro.sample("x", Quantized(v, self.levels).to_event(event_dim), obs=data)
         return x
+
+    def initialize(self, data: Tensor) -> None:
+        """Data-dependent initialisation of the layers that have one, such as ``ActNorm``.
+
+        Args:
+            data: a batch as for :meth:`forward`; levels are spread over their bins at random.
+        """
+        flow = self.distribution()
+        self._check(data, flow)
+        if self.levels is not None:
+            real = data.to(dtype_of(flow))
+            data = (real + torch.rand_like(real)) / self.levels
+        initialize(list(self.transforms), data)
 
     def _check(self, data: Tensor, flow: FlowDistribution) -> None:
         if self.levels is None:

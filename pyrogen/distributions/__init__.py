@@ -6,5 +6,12 @@ from pyrogen.distributions.continuous_bernoulli import ContinuousBernoulli
 from pyrogen.distributions.discretized_logistic import DiscretizedLogisticMixture
 from pyrogen.distributions.flow import FlowDistribution
 from pyrogen.distributions.quantized import Quantized
+from pyrogen.distributions.sphere import UniformSphere
 
-__all__ = ["ContinuousBernoulli", "DiscretizedLogisticMixture", "FlowDistribution", "Quantized"]
+__all__ = [
+    "ContinuousBernoulli",
+    "DiscretizedLogisticMixture",
+    "FlowDistribution",
+    "Quantized",
+    "UniformSphere",
+]
