@@ -9,6 +9,7 @@ from pyrogen.transforms.autoregressive import MaskedAutoregressive
 from pyrogen.transforms.continuous import ContinuousFlow
 from pyrogen.transforms.convolution import InvertibleConvolution
 from pyrogen.transforms.coupling import AdditiveCoupling, DiagonalScaling
+from pyrogen.transforms.gaussianization import Gaussianization
 from pyrogen.transforms.integer import IntegerCoupling
 from pyrogen.transforms.logit import Logit
 from pyrogen.transforms.multiscale import MultiScale, Split, Squeeze
@@ -22,6 +23,7 @@ __all__ = [
     "Bijection",
     "ContinuousFlow",
     "DiagonalScaling",
+    "Gaussianization",
     "IntegerCoupling",
     "Inverse",
     "InvertibleConvolution",

@@ -50,7 +50,7 @@ class ActNorm(Bijection):
         >>> layer = ActNorm(2)
         >>> data = 5 + 3 * torch.randn(1000, 2)
         >>> latent = layer.initialize(data)
-        >>> latent.std(0)
+        >>> latent.std(0, correction=0)
         tensor([1.0000, 1.0000])
     """
 
@@ -86,7 +86,7 @@ class ActNorm(Bijection):
         """
         self._along(y)
         values = y.movedim(-self.domain.event_dim, 0).flatten(1)
-        std = values.std(1)
+        std = values.std(1, correction=0)
         if not (std.isfinite() & (std > 0)).all():
             bad = (~(std.isfinite() & (std > 0))).nonzero().flatten().tolist()
             raise ValueError(

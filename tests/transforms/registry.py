@@ -18,6 +18,7 @@ from pyrogen.transforms import (
     AdditiveCoupling,
     AffineCoupling,
     DiagonalScaling,
+    Gaussianization,
     IntegerCoupling,
     Inverse,
     InvertibleConvolution,
@@ -38,7 +39,7 @@ class Entry:
     Attributes:
         make: the constructor; called after the seed is set.
         shape: of one event that the forward map takes.
-        draw: ``n`` events of the domain, from the shape.
+        draw: events of the domain, given the shape ``(*batch, *shape)``.
         context_dim: size of the context, 0 for none.
         inverse: it can be inverted.
         tolerance: of inverse after forward, in float32 and float64, relative to the size of the
@@ -62,7 +63,7 @@ class Entry:
     capturable: bool = True
 
 
-def integers(*shape: int) -> Tensor:
+def integers(shape: tuple[int, ...]) -> Tensor:
     return torch.randint(-20, 20, shape).double()
 
 
@@ -153,6 +154,7 @@ TRANSFORMS = {
     ),
     "Sylvester": Entry(lambda: Sylvester(4), (4,)),
     "Sylvester context": Entry(lambda: Sylvester(4, rank=2, context_dim=3), (4,), context_dim=3),
+    "Gaussianization": Entry(lambda: Gaussianization(3, num_layers=2, num_bins=4), (3,)),
     "IntegerCoupling": Entry(
         lambda: IntegerCoupling(4, hidden=(8,), scale=20.0), (4,), draw=integers, discrete=True
     ),

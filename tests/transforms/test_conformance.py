@@ -41,7 +41,7 @@ def build(name, dtype=torch.float64):
 
 def events(name, *batch, dtype=torch.float64):
     entry = TRANSFORMS[name]
-    return entry.draw(*batch, *entry.shape).to(dtype)
+    return entry.draw((*batch, *entry.shape)).to(dtype)
 
 
 def context_for(name, *batch, dtype=torch.float64):
