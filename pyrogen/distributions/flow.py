@@ -189,12 +189,12 @@ def _origin(value: Tensor, log_prob: Tensor, flow: FlowDistribution) -> _Origin 
     """The tensors that a log-density comes from; how often each was changed in place, and the
     flags and numbers beside them. ``None`` where tensors may change unseen (inference mode).
     """
-    leaves = [value, log_prob, *_leaves([flow.base_dist, flow.transforms])]
+    leaves = list(_leaves([flow.base_dist, flow.transforms]))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    if any(tensor.is_inference() for tensor in tensors):
+    if any(tensor.is_inference() for tensor in [value, *tensors]):
         return None
     constants = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
-    versions = [tensor._version for tensor in tensors]
+    versions = [tensor._version for tensor in [value, log_prob, *tensors]]
     return tensors, [torch.is_grad_enabled(), *versions, *constants]
 
 
