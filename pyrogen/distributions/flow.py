@@ -33,7 +33,7 @@ from pyrogen.transforms._bijection import (
 __all__ = ["FlowDistribution"]
 
 
-class FlowDistribution(dist.TransformedDistribution):  # type: ignore[misc]
+class FlowDistribution(dist.TransformedDistribution):
     """The distribution of a base draw after bijections.
 
     ``rsample`` keeps the log-density of its draw, which the forward pass yields, and ``log_prob``
@@ -86,8 +86,8 @@ class FlowDistribution(dist.TransformedDistribution):  # type: ignore[misc]
         new.base_dist = self.base_dist.expand(shape[: len(shape) - len(self.base_dist.event_shape)])
         new.transforms = self.transforms
         # Past the constructors that inspect a base and its transforms.
-        super(torch.distributions.TransformedDistribution, new).__init__(
-            Size(batch_shape), self.event_shape, validate_args=False
+        torch.distributions.Distribution.__init__(
+            new, Size(batch_shape), self.event_shape, validate_args=False
         )
         new._validate_args = self._validate_args
         return new

@@ -44,7 +44,7 @@ __all__ = [
 ValueAndLogDet = tuple[Tensor, Tensor]
 
 
-class Bijection(TransformModule, ConditionalTransform):  # type: ignore[misc]
+class Bijection(TransformModule, ConditionalTransform):
     r"""A map :math:`y = f(x; c)` with value and log-determinant computed together.
 
     A subclass defines :meth:`forward_and_log_det` and :meth:`inverse_and_log_det`. With

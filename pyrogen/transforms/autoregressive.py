@@ -147,7 +147,7 @@ class _ImplicitGradient(torch.autograd.Function):
             step = ctx.function(y, x, None if context is None else context.detach())
 
         def add(v: Tensor) -> Tensor:
-            (product,) = torch.autograd.grad(step, y, v, retain_graph=True)
+            product: Tensor = torch.autograd.grad(step, y, v, retain_graph=True)[0]
             return gradients[0] + product
 
         return _iterate(add, gradients[0]), None, None, None, None

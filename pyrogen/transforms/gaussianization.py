@@ -182,7 +182,8 @@ class Gaussianization(Bijection):
         # One step towards the nearest rotation, for those converted from a lower precision.
         gram = self.rotations.mT @ self.rotations
         rotations = 1.5 * self.rotations - 0.5 * self.rotations @ gram
-        return rotations @ torch.linalg.matrix_exp(self.skew - self.skew.mT)
+        learned: Tensor = torch.linalg.matrix_exp(self.skew - self.skew.mT)
+        return rotations @ learned
 
 
 def _tail_slope(excess: Tensor, knot: Tensor, otherwise: Tensor) -> Tensor:

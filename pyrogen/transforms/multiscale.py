@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from pyro.distributions import ComposeTransformModule
@@ -215,7 +216,7 @@ class MultiScale(Bijection):
         for i in reversed(range(len(self.levels))):
             if i < len(self.splits):
                 joined = torch.cat([h, pieces[i]], dim=-len(self.event_shape))
-                h, log_det = self.splits[i].forward_and_log_det(joined)
+                h, log_det = self._split(i).forward_and_log_det(joined)
                 total = total + log_det
             h, log_det = forward_through(self._parts(i), h, len(self.event_shape), context)
             total = total + log_det
@@ -231,7 +232,7 @@ class MultiScale(Bijection):
             h, log_det = inverse_through(self._parts(i), h, len(self.event_shape), context)
             total = total + log_det
             if i < len(self.splits):
-                h, log_det = self.splits[i].inverse_and_log_det(h)
+                h, log_det = self._split(i).inverse_and_log_det(h)
                 total = total + log_det
                 h, piece = h.chunk(2, dim=-len(self.event_shape))
                 pieces.append(piece)
@@ -245,7 +246,7 @@ class MultiScale(Bijection):
             for i in range(len(self.levels)):
                 h = initialize(self._parts(i), h, context)
                 if i < len(self.splits):
-                    h = self.splits[i].initialize(h)
+                    h = self._split(i).initialize(h)
                     h, piece = h.chunk(2, dim=-len(self.event_shape))
                     pieces.append(piece)
         return torch.cat([p.flatten(-len(self.event_shape)) for p in [*pieces, h]], dim=-1)
@@ -259,8 +260,10 @@ class MultiScale(Bijection):
         return Size((*shape[: len(shape) - len(self.event_shape)], math.prod(self.event_shape)))
 
     def _parts(self, level: int) -> list[Transform]:
-        parts: list[Transform] = self.levels[level].parts
-        return parts
+        return list(cast(ComposeTransformModule, self.levels[level]).parts)
+
+    def _split(self, level: int) -> Split:
+        return cast(Split, self.splits[level])
 
     def _pieces(self, x: Tensor) -> list[Tensor]:
         """The latent values of each level, in its shape; the last level's at the end."""
@@ -276,7 +279,7 @@ def _level_shapes(shape: tuple[int, ...], levels: nn.ModuleList) -> list[tuple[i
     """The shape of an event where each level begins, from the data to the base."""
     shapes = []
     for i, level in enumerate(levels):
-        shape = tuple(level.inverse_shape(Size(shape)))
+        shape = tuple(cast(ComposeTransformModule, level).inverse_shape(Size(shape)))
         shapes.append(shape)
         if i < len(levels) - 1:
             if shape[0] % 2:
