@@ -24,7 +24,7 @@ from pyrogen.nn import TimeMLP
 from pyrogen.transforms import ContinuousFlow, Inverse, SplineCoupling, Sylvester
 from pyrogen.transforms._amortized import Amortized
 from pyrogen.transforms._elementwise import ElementwiseSpline
-from pyrogen.transforms._networks import coupling_mlp, masked
+from pyrogen.transforms._networks import masked
 
 __all__ = ["FLOWS", "make_flow"]
 
@@ -94,12 +94,14 @@ def spline(dim: int, context_dim: int) -> list[Any]:
     """Splines of each half given the other half; of each element, where there is only one."""
     layers: list[Any] = [ElementwiseSpline(dim, _NUM_BINS, context_dim=context_dim)]
     for swap in (False, True) if dim > 1 else ():
-        kept = dim - dim // 2 if swap else dim // 2
-        shape = (dim - kept, 3 * _NUM_BINS - 1)
-        network = coupling_mlp(kept + context_dim, shape, _hidden(dim))
         layers.append(
             SplineCoupling(
-                dim, network, _NUM_BINS, split=dim // 2, swap=swap, context_dim=context_dim
+                dim,
+                num_bins=_NUM_BINS,
+                split=dim // 2,
+                swap=swap,
+                context_dim=context_dim,
+                hidden=_hidden(dim),
             )
         )
     return layers

@@ -41,7 +41,7 @@ from pyrogen.transforms import (
     Split,
     Squeeze,
 )
-from pyrogen.transforms._networks import coupling_conv, coupling_mlp, masked
+from pyrogen.transforms._networks import coupling_conv, masked
 
 __all__ = ["ffjord", "glow", "iaf", "maf", "nice", "nsf", "real_nvp"]
 
@@ -71,9 +71,7 @@ def nice(
     context_dim = _context_dim(options)
     layers: list[Any] = []
     for swap in _alternate(dim, num_layers):
-        kept, changed = _halves(dim, swap)
-        network = coupling_mlp(kept + context_dim, (changed,), hidden)
-        layers.append(AdditiveCoupling(dim, network, dim // 2, swap, context_dim))
+        layers.append(AdditiveCoupling(dim, None, dim // 2, swap, context_dim, hidden))
     return _program((dim,), [*layers, DiagonalScaling(dim)], options)
 
 
@@ -103,9 +101,7 @@ def real_nvp(
     context_dim = _context_dim(options)
     layers = []
     for swap in _alternate(dim, num_layers):
-        kept, changed = _halves(dim, swap)
-        network = coupling_mlp(kept + context_dim, (changed, 2), hidden)
-        layers.append(AffineCoupling(dim, network, dim // 2, swap, context_dim))
+        layers.append(AffineCoupling(dim, None, dim // 2, swap, context_dim, hidden))
     return _program((dim,), layers, options)
 
 
@@ -141,10 +137,10 @@ def nsf(
     context_dim = _context_dim(options)
     layers: list[Any] = []
     for swap in _alternate(dim, num_layers):
-        kept, changed = _halves(dim, swap)
-        network = coupling_mlp(kept + context_dim, (changed, 3 * num_bins - 1), hidden)
         layers.append(InvertibleConvolution(dim))
-        layers.append(SplineCoupling(dim, network, num_bins, bound, dim // 2, swap, context_dim))
+        layers.append(
+            SplineCoupling(dim, None, num_bins, bound, dim // 2, swap, context_dim, hidden)
+        )
     return _program((dim,), layers, options)
 
 
@@ -349,11 +345,6 @@ def _alternate(dim: int, num_layers: int) -> list[bool]:
         )
     _positive(num_layers, "num_layers")
     return [bool(i % 2) for i in range(num_layers)]
-
-
-def _halves(dim: int, swap: bool) -> tuple[int, int]:
-    first = dim // 2
-    return (dim - first, first) if swap else (first, dim - first)
 
 
 def _positive(value: int, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Networks of coupling layers that start near zero, so that a flow starts near the identity."""
+"""Networks of layers that start near zero, so that a flow starts near the identity."""
 
 from __future__ import annotations
 
@@ -9,21 +9,9 @@ import torch
 from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
 from torch import Tensor, nn
 
-from pyrogen.nn import MLP
 from pyrogen.transforms.autoregressive import MaskedAutoregressive
 
-__all__ = ["coupling_conv", "coupling_mlp", "masked"]
-
-
-def coupling_mlp(
-    in_features: int, out_shape: Sequence[int], hidden: Sequence[int], scale: float = 0.01
-) -> MLP:
-    """Returns an :class:`~pyrogen.nn.MLP` whose output is about ``scale`` at first."""
-    network = MLP(in_features, tuple(out_shape), hidden)
-    with torch.no_grad():
-        for parameter in network.layers[-1].parameters():
-            parameter.mul_(scale)
-    return network
+__all__ = ["coupling_conv", "masked"]
 
 
 def masked(

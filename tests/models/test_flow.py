@@ -187,7 +187,11 @@ def test_importance_weights_average_to_the_probability_of_levels():
     model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(data)
     log_weight = sum(
         sign * trace.nodes[name]["fn"].log_prob(trace.nodes[name]["value"])
-        for sign, trace, name in ((1, model_trace, "v"), (1, model_trace, "x"), (-1, guide_trace, "v"))
+        for sign, trace, name in (
+            (1, model_trace, "v"),
+            (1, model_trace, "x"),
+            (-1, guide_trace, "v"),
+        )
     )
     weights = log_weight.exp().reshape(-1, 3)
     assert_mean_close(weights, level_probs()[inner].prod(-1))
@@ -240,8 +244,16 @@ def test_bits_per_dimension():
         ((2, ["affine"]), TypeError, "transforms: expected transforms, got str"),
         (("two",), TypeError, "base: expected a shape, a distribution or a module, got str"),
         ((0,), ValueError, r"base: expected positive sizes, got \(0,\)"),
-        ((dist.Normal(torch.zeros(2), 1.0),), ValueError, r"batch shape \[\], got \[2\]; .*to_event"),
-        ((3, [AffineTransform(torch.zeros(2), 1.0)]), ValueError, "expected ones that fit the base"),
+        (
+            (dist.Normal(torch.zeros(2), 1.0),),
+            ValueError,
+            r"batch shape \[\], got \[2\]; .*to_event",
+        ),
+        (
+            (3, [AffineTransform(torch.zeros(2), 1.0)]),
+            ValueError,
+            "expected ones that fit the base",
+        ),
         ((2, [AffineTransform(torch.ones(2).requires_grad_(), 1.0)]), ValueError, "in modules"),
         ((2, [], 1), ValueError, "levels: expected an integer above 1 or None, got 1"),
     ],
@@ -273,7 +285,7 @@ def test_data_that_are_no_levels_are_refused():
     model = levels_flow()
     with pytest.raises(ValueError, match=r"levels 0\.\.4, got values from 0 to 5"):
         model(torch.tensor([[0, 5]]))
-    with pytest.raises(ValueError, match="expected dtype torch.int64, got torch.float32"):
+    with pytest.raises(ValueError, match=r"expected dtype torch\.int64, got torch\.float32"):
         model(torch.zeros(1, 2))
 
 

@@ -7,11 +7,12 @@ import torch
 from pyro.distributions.transforms import Permute
 from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam
+from torch.distributions import AffineTransform
 
 from pyrogen.guides import Empty
 from pyrogen.losses import Compiled
 from pyrogen.models import IntegerFlow, LogisticMixtureBase
-from pyrogen.transforms import AffineCoupling, IntegerCoupling
+from pyrogen.transforms import IntegerCoupling
 from tests.statistics import assert_mean_close
 
 
@@ -70,8 +71,8 @@ def test_svi_shortens_the_code_through_rounding():
     )
     first = torch.randint(-20, 21, (500, 1))
     x = torch.cat([first, first + torch.randint(-1, 2, (500, 1))], -1)
-    svi = SVI(flow, Empty(), Adam({"lr": 0.02}), Trace_ELBO())
-    for _ in range(400):
+    svi = SVI(flow, Empty(), Adam({"lr": 0.04}), Trace_ELBO())
+    for _ in range(200):
         svi.step(x)
     bits = -flow.log_prob(x).mean().item()
     entropy = torch.tensor(41.0 * 3).log().item()
@@ -81,7 +82,7 @@ def test_svi_shortens_the_code_through_rounding():
 
 def test_what_does_not_fit_is_refused():
     flow = model()
-    with pytest.raises(ValueError, match="expected dtype torch.int64, got torch.float64"):
+    with pytest.raises(ValueError, match=r"expected dtype torch\.int64, got torch\.float64"):
         flow(torch.zeros(3, 2, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"expected shape \[\*, 2\]"):
         flow(torch.zeros(3, 3, dtype=torch.int64))
@@ -93,6 +94,6 @@ def test_what_does_not_fit_is_refused():
         LogisticMixtureBase(2, scale=0)
     with pytest.raises(ValueError, match="event_shape, num_components: expected positive"):
         LogisticMixtureBase((2, 0))
-    real = IntegerFlow(2, [AffineCoupling(2)])
+    real = IntegerFlow(2, [AffineTransform(0.5, 1.0)])
     with pytest.raises(ValueError, match="support"):
         Trace_ELBO().loss(real, Empty(), torch.ones(3, 2, dtype=torch.int64))
