@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import subprocess
+import sys
 import weakref
 
 import pyro
@@ -241,6 +243,21 @@ def test_copies_carry_no_memo():
     for other in (pickle.loads(pickle.dumps(flow)), copy.deepcopy(flow)):
         assert other._memo is None
         torch.testing.assert_close(other.log_prob(y), flow.log_prob(y))
+
+
+def test_a_new_process_reads_a_pickle(tmp_path):
+    layers = [AdditiveCoupling(4), Inverse(T.affine_coupling(4)), T.ExpTransform()]
+    flow, y = FlowDistribution(standard(4), layers), torch.ones(4)
+    flow.rsample()
+    (tmp_path / "flow.pickle").write_bytes(pickle.dumps((flow, y)))
+    script = (
+        "import pickle, sys, pyro\n"
+        "flow, y = pickle.load(open(sys.argv[1], 'rb'))\n"
+        "print(flow.log_prob(y).item())"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "flow.pickle")]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert float(output) == pytest.approx(flow.log_prob(y).item(), abs=1e-5)
 
 
 def test_what_is_no_flow_is_refused():

@@ -30,6 +30,7 @@ from pyrogen.transforms import (
     Squeeze,
     Sylvester,
 )
+from pyrogen.transforms._elementwise import ElementwiseSpline
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,10 @@ TRANSFORMS = {
     "SplineCoupling": Entry(lambda: SplineCoupling(4, num_bins=5, bound=2.0, hidden=(8,)), (4,)),
     "SplineCoupling context": Entry(
         lambda: SplineCoupling(4, bound=2.0, context_dim=2, hidden=(8,)), (4,), context_dim=2
+    ),
+    "ElementwiseSpline": Entry(lambda: ElementwiseSpline(3, num_bins=4, bound=2.0), (3,)),
+    "ElementwiseSpline context": Entry(
+        lambda: ElementwiseSpline(3, num_bins=4, bound=2.0, context_dim=2), (3,), context_dim=2
     ),
     "Sylvester": Entry(lambda: Sylvester(4), (4,)),
     "Sylvester context": Entry(lambda: Sylvester(4, rank=2, context_dim=3), (4,), context_dim=3),

@@ -9,6 +9,7 @@ import copy
 import math
 import pickle
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -214,6 +215,29 @@ def test_compiled_equals_eager(name):
         captured(x, context), forward_and_log_det(transform, x, context), strict=True
     ):
         assert error(one, other.detach()) <= 1e-7
+
+
+# Which way each transform goes without looking at values.
+ONE_WAY = {
+    "MaskedAutoregressive": inverse_and_log_det,
+    "MaskedAutoregressive context": inverse_and_log_det,
+    "InverseAutoregressive": forward_and_log_det,
+}
+
+
+@pytest.mark.parametrize("name", [name for name in OURS if name in names(capturable=True)])
+def test_it_runs_where_its_parameters_are(name):
+    """On torch's device without values, where a tensor of another device raises an error."""
+    transform = build(name).to("meta")
+    x, context = events(name, 5), context_for(name, 5)
+    context = None if context is None else context.to("meta")
+    y, _ = forward_and_log_det(build(name), x, context_for(name, 5))
+    for direction, value in ((forward_and_log_det, x), (inverse_and_log_det, y)):
+        if ONE_WAY.get(name, direction) is direction:
+            with pyro.validation_enabled(False):
+                image, log_det = direction(transform, value.to("meta"), context)
+            assert image.device.type == log_det.device.type == "meta"
+            assert image.shape == (y if direction is forward_and_log_det else x).shape
 
 
 @pytest.mark.parametrize("name", EVERY)
