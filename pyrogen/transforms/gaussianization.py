@@ -157,7 +157,7 @@ class Gaussianization(Bijection):
                 f"Gaussianization: expected finite data that vary in every direction, got standard "
                 f"deviations {std.tolist()}; add noise, or remove what is constant"
             )
-        quantiles = values.quantile(torch.special.ndtr(self.knots), dim=0).T
+        quantiles = _quantiles(values, torch.special.ndtr(self.knots))
         width = self.knots.diff()
         # Drawn a little towards a normal marginal, since equal values would make a bin flat.
         height = (1 - _SHRINKAGE) * quantiles.diff() + _SHRINKAGE * std.unsqueeze(-1) * width
@@ -184,6 +184,14 @@ class Gaussianization(Bijection):
         rotations = 1.5 * self.rotations - 0.5 * self.rotations @ gram
         learned: Tensor = torch.linalg.matrix_exp(self.skew - self.skew.mT)
         return rotations @ learned
+
+
+def _quantiles(values: Tensor, levels: Tensor) -> Tensor:
+    """Quantiles of each column of ``[n, D]``, as ``[D, levels]``, for any ``n``."""
+    values = values.sort(0)[0]
+    place = levels * (len(values) - 1)
+    below = place.floor().long().clamp_max(len(values) - 2)
+    return torch.lerp(values[below].T, values[below + 1].T, place - below)
 
 
 def _tail_slope(excess: Tensor, knot: Tensor, otherwise: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from pyrogen.transforms._bijection import Bijection, ValueAndLogDet, broadcast_c
 __all__ = ["Sylvester"]
 
 _BISECTIONS = 26  # leave an error of 3e-8, whose square is what Newton's step leaves
+_BOUND = 0.999
 
 
 class Sylvester(Bijection):
@@ -165,8 +166,8 @@ def _bisect(goal: Tensor, outer: Tensor, inner: Tensor, known: Tensor) -> Tensor
 
 
 def _triangular(raw: Tensor) -> Tensor:
-    """Upper triangular with a diagonal between -1 and 1."""
-    return raw.triu(1) + torch.diag_embed(raw.diagonal(dim1=-2, dim2=-1).tanh())
+    """Upper triangular with a diagonal between -1 and 1, which rounding must not reach."""
+    return raw.triu(1) + torch.diag_embed(_BOUND * raw.diagonal(dim1=-2, dim2=-1).tanh())
 
 
 def _orthonormal(directions: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 
 from pyrogen.distributions import FlowDistribution
 from pyrogen.transforms import Gaussianization
+from pyrogen.transforms.gaussianization import _quantiles
 from tests.statistics import assert_mean_close
 
 
@@ -93,6 +94,11 @@ def test_training_goes_on_from_the_fit():
         optimiser.step()
     assert negative_log_likelihood(flow, data) < before - 0.05
     torch.testing.assert_close(flow(flow.inv(data)), data, atol=1e-4, rtol=0)
+
+
+def test_quantiles_are_torchs():
+    values, levels = torch.randn(101, 3), torch.tensor([0.0, 0.013, 0.5, 0.99, 1.0])
+    torch.testing.assert_close(_quantiles(values, levels), values.quantile(levels, dim=0).T)
 
 
 def test_tails_go_on_straight():

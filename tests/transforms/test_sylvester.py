@@ -70,6 +70,18 @@ def test_pyros_determinant_is_still_wrong():
     assert (torch.linalg.slogdet(jacobian)[1] - log_det).abs() > 1e-3
 
 
+def test_saturated_parameters_keep_it_invertible():
+    layer = Sylvester(3)
+    with torch.no_grad():
+        _, outer, inner, _ = layer.bias.split(layer._sizes)
+        outer.reshape(3, 3).diagonal().fill_(100.0)
+        inner.reshape(3, 3).diagonal().fill_(-100.0)
+    _, log_det = layer.forward_and_log_det(torch.zeros(3))
+    log_det.backward()
+    assert log_det.isfinite()
+    assert layer.bias.grad.isfinite().all()
+
+
 def test_bad_sizes_are_refused():
     with pytest.raises(ValueError, match="at most dim = 2, got 3"):
         Sylvester(2, rank=3)
