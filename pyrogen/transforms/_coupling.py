@@ -113,6 +113,8 @@ class Coupling(Bijection):
 
 
 def _split(size: int, split: int | None) -> int:
+    if size < 2:
+        raise ValueError(f"event_shape: expected at least 2 elements to be divided, got {size}")
     if split is None:
         if size % 2:
             raise ValueError(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pyro.distributions as dist
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from pyrogen.distributions import FlowDistribution
@@ -69,3 +71,30 @@ def test_wrong_shapes_are_refused():
         AdditiveCoupling(4, 3)
     with pytest.raises(ValueError, match=r"expected input of shape \[\*, 2\]"):
         DiagonalScaling(2)(torch.zeros(3))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    size=st.integers(1, 7),
+    split=st.integers(-1, 8) | st.none(),
+    rest=st.lists(st.integers(1, 3), max_size=2),
+    swap=st.booleans(),
+    context_dim=st.integers(0, 2),
+    batch=st.lists(st.integers(1, 3), max_size=2),
+)
+def test_any_division_is_a_bijection_or_is_refused(size, split, rest, swap, context_dim, batch):
+    shape = (size, *rest)
+    possible = 0 < split < size if split is not None else size % 2 == 0
+    if not possible:
+        message = r"an even number|an integer from|at least 2 elements"
+        with pytest.raises(ValueError, match=message):
+            AdditiveCoupling(shape, split=split, swap=swap, context_dim=context_dim)
+        return
+    layer = AdditiveCoupling(shape, None, split, swap, context_dim, hidden=())
+    nn.init.normal_(layer.network.layers[-1].weight)
+    x = torch.randn(*batch, *shape)
+    context = torch.randn(*batch, context_dim) if context_dim else None
+    y, log_det = layer.forward_and_log_det(x, context)
+    assert y.shape == x.shape
+    assert log_det.shape == torch.Size(batch)
+    torch.testing.assert_close(layer.inverse_and_log_det(y, context)[0], x, atol=1e-5, rtol=1e-5)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pyro.distributions as dist
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from pyrogen.distributions import FlowDistribution
@@ -19,6 +21,23 @@ def test_squeeze_takes_blocks_of_positions():
         for i in range(2):
             for j in range(2):
                 assert torch.equal(squeezed[4 * c + 2 * i + j], image[c, i::2, j::2])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    factor=st.integers(1, 3),
+    shape=st.lists(st.integers(1, 6), min_size=1, max_size=5),
+)
+def test_any_shape_is_squeezed_or_is_refused(factor, shape):
+    squeeze, x = Squeeze(factor), torch.randn(shape)
+    if len(shape) < 3 or shape[-1] % factor or shape[-2] % factor:
+        with pytest.raises(ValueError, match="H and W divisible"):
+            squeeze(x)
+        return
+    y = squeeze(x)
+    assert y.shape == squeeze.forward_shape(x.shape)
+    assert x.shape == squeeze.inverse_shape(y.shape)
+    assert torch.equal(squeeze.inv(y), x)
 
 
 def test_squeeze_knows_its_shapes():
