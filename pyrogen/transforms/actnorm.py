@@ -17,12 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import ComposeTransform, Transform
 
 from pyrogen.nn.shapes import positive_ints
-from pyrogen.transforms._bijection import (
-    Bijection,
-    Inverse,
-    ValueAndLogDet,
-    inverse_and_log_det,
-)
+from pyrogen.transforms._bijection import Bijection, ValueAndLogDet, inverse_and_log_det
 
 __all__ = ["ActNorm", "initialize"]
 
@@ -142,7 +137,7 @@ def initialize(
     for part in reversed(parts):
         if isinstance(part, ComposeTransform):
             data = initialize(part.parts, data, context)
-        elif isinstance(part, Bijection) and not isinstance(part, Inverse):
+        elif isinstance(part, Bijection):
             data = part.initialize(data, context if part.context_dim else None)
         else:
             data, _ = inverse_and_log_det(part, data, context)

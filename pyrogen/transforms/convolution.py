@@ -6,6 +6,9 @@ r"""A linear map of the channels, the same at every position: the 1×1 convoluti
 for :math:`n` positions, where :math:`P` is a fixed permutation, :math:`L` lower triangular with
 unit diagonal, :math:`U` strictly upper triangular and :math:`\sigma` fixed signs. The determinant
 costs nothing, the inverse two triangular solves, and :math:`W` can never become singular.
+
+Pyro's ``GeneralizedChannelPermute`` learns the diagonal itself, which may pass through zero, and
+inverts the full matrix; it takes images only.
 """
 
 from __future__ import annotations
