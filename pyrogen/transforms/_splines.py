@@ -104,9 +104,11 @@ def spline_inverse(y: Tensor, knots: Knots) -> tuple[Tensor, Tensor]:
     b = left.slope - bend
     c = -secant * eta
     root = (b.square() - 4 * a * c).clamp_min(0).sqrt()
-    # The form of the root that does not cancel: b > 0 may be small near the upper end.
-    xi = torch.where(b >= 0, -2 * c / (b + root), (root - b) / (2 * torch.where(b < 0, a, 1.0)))
-    xi = xi.clamp(0, 1)
+    # Of the two forms of the root, the one that does not cancel; the other divides by 1, so that
+    # no gradient of it becomes NaN.
+    rising = -2 * c / torch.where(b >= 0, b + root, 1.0)
+    falling = (root - b) / (2 * torch.where(b >= 0, 1.0, a))
+    xi = torch.where(b >= 0, rising, falling).clamp(0, 1)
     product = xi * (1 - xi)
     denominator = secant + (left.slope + right.slope - 2 * secant) * product
     inside = left.x + width * xi

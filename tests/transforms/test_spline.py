@@ -88,6 +88,17 @@ def test_extreme_parameters_stay_finite_with_their_gradients():
         assert gradient.isfinite().all()
 
 
+def test_steep_and_flat_knots_have_finite_gradients():
+    """Secants of 1e-6 between slopes of 1e6, in both places and everywhere in the bin."""
+    x, slope = torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([1e6, 1e-6, 1e6])
+    for y in (torch.tensor([-1e-6, 0.0, 1e-6]), torch.tensor([-1e6, 0.0, 1e6])):
+        inputs = [tensor.clone().requires_grad_() for tensor in (x, y, slope)]
+        value = y[-1] * torch.linspace(-1, 1, 201)
+        back, log_derivative = spline_inverse(value, Knots(*inputs))
+        for gradient in torch.autograd.grad(back.sum() + log_derivative.sum(), inputs):
+            assert gradient.isfinite().all()
+
+
 def test_a_coupling_bends_one_part_only():
     layer = SplineCoupling(4, bound=2.0)
     torch.nn.init.normal_(layer.network.layers[-1].weight)
