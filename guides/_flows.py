@@ -14,7 +14,6 @@ import torch
 from pyro.distributions.transforms import (
     ConditionalPlanar,
     ConditionalRadial,
-    Permute,
     Planar,
     Radial,
 )
@@ -52,13 +51,13 @@ def make_flow(flow: Flow, dim: int, num_flows: int, context_dim: int = 0) -> lis
     if isinstance(flow, str):
         if flow not in FLOWS:
             raise ValueError(f"flow: expected one of {sorted(FLOWS)} or a function, got {flow!r}")
-        return [layer for _ in range(num_flows) for layer in FLOWS[flow](dim, context_dim)]
+        return [layer for i in range(num_flows) for layer in FLOWS[flow](dim, context_dim, i)]
     if not callable(flow):
         raise TypeError(f"flow: expected a name or a function, got {type(flow).__name__}")
     return list(flow(dim, context_dim) if context_dim else flow(dim))
 
 
-def planar(dim: int, context_dim: int) -> list[Any]:
+def planar(dim: int, context_dim: int, index: int) -> list[Any]:
     """One planar unit. It is the identity where softplus(u · w) = 1."""
     w = torch.randn(dim) / math.sqrt(dim)
     along = math.log(math.e - 1) + 0.1 * torch.randn(())
@@ -68,7 +67,7 @@ def planar(dim: int, context_dim: int) -> list[Any]:
     return [_with(Planar(dim), bias=torch.zeros(1), u=u, w=w)]
 
 
-def radial(dim: int, context_dim: int) -> list[Any]:
+def radial(dim: int, context_dim: int, index: int) -> list[Any]:
     """One radial unit. It is the identity where alpha = beta."""
     centre, size = torch.randn(dim), torch.zeros(1)
     shift = size + 0.1 * torch.randn(1)
@@ -77,20 +76,19 @@ def radial(dim: int, context_dim: int) -> list[Any]:
     return [_with(Radial(dim), x0=centre, alpha_prime=size, beta_prime=shift)]
 
 
-def sylvester(dim: int, context_dim: int) -> list[Any]:
+def sylvester(dim: int, context_dim: int, index: int) -> list[Any]:
     """As many hidden units as dimensions."""
     return [Sylvester(dim, context_dim=context_dim)]
 
 
-def iaf(dim: int, context_dim: int) -> list[Any]:
-    """An inverse autoregressive layer, and the order reversed for the next one."""
+def iaf(dim: int, context_dim: int, index: int) -> list[Any]:
+    """An inverse autoregressive layer, in an order that is reversed from one to the next."""
     if dim < 2:
         raise ValueError(f"flow: expected at least 2 dimensions for 'iaf', got {dim}; use 'spline'")
-    layer = Inverse(masked(dim, _hidden(dim), context_dim))
-    return [layer, Permute(torch.arange(dim).flip(0))]
+    return [Inverse(masked(dim, _hidden(dim), context_dim, reverse=bool(index % 2)))]
 
 
-def spline(dim: int, context_dim: int) -> list[Any]:
+def spline(dim: int, context_dim: int, index: int) -> list[Any]:
     """Splines of each half given the other half; of each element, where there is only one."""
     layers: list[Any] = [ElementwiseSpline(dim, _NUM_BINS, context_dim=context_dim)]
     for swap in (False, True) if dim > 1 else ():
@@ -107,10 +105,10 @@ def spline(dim: int, context_dim: int) -> list[Any]:
     return layers
 
 
-def continuous(dim: int, context_dim: int) -> list[Any]:
+def continuous(dim: int, context_dim: int, index: int) -> list[Any]:
     """A neural differential equation in fixed steps, so that a program with it can be captured."""
     field = TimeMLP(dim, hidden=_hidden(dim), context_dim=context_dim)
-    return [ContinuousFlow(field, context_dim=context_dim, method="rk4", steps=8)]
+    return [ContinuousFlow(field, context_dim=context_dim, method="rk4", steps=4)]
 
 
 def _hidden(dim: int) -> tuple[int, int]:
@@ -125,7 +123,7 @@ def _with(transform: Any, **values: Tensor) -> Any:
     return transform
 
 
-FLOWS: dict[str, Callable[[int, int], list[Any]]] = {
+FLOWS: dict[str, Callable[[int, int, int], list[Any]]] = {
     "continuous": continuous,
     "iaf": iaf,
     "planar": planar,

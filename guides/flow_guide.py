@@ -10,6 +10,7 @@ so that the posterior may be correlated, skewed and curved across sites.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -18,13 +19,13 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide.initialization import init_to_median
-from pyro.nn import PyroModule, PyroParam
-from torch import Tensor, nn
-from torch.distributions import AffineTransform, constraints
+from pyro.nn import PyroModule
+from torch import Tensor
 
 from pyrogen.distributions import FlowDistribution
 from pyrogen.guides._flows import make_flow
 from pyrogen.guides._unconstrained import Constrain, Latent, latents
+from pyrogen.transforms import ActNorm
 from pyrogen.transforms._chain import Chain
 
 __all__ = ["FlowGuide"]
@@ -100,8 +101,11 @@ class FlowGuide(PyroModule):
         self.dim = len(loc)
         self.site_names = [site.name for site in sites]
         self.transforms = Chain(make_flow(flow, self.dim, num_flows)).to(loc)
-        self.loc = nn.Parameter(loc)
-        self.scale = PyroParam(torch.full_like(loc, init_scale), constraints.positive)
+        # A module of its own, since a site of the model may well be called "loc".
+        self.affine = ActNorm(self.dim).to(loc)
+        with torch.no_grad():
+            self.affine.loc.copy_(loc)
+            self.affine.log_scale.fill_(math.log(init_scale))
         self.constrain = Constrain(sites)
 
     def distribution(self) -> FlowDistribution:
@@ -110,9 +114,9 @@ class FlowGuide(PyroModule):
         Its event is the vector of the values of the sites in the order of ``site_names``, each
         flattened.
         """
-        base = dist.Normal(torch.zeros_like(self.loc), torch.ones_like(self.loc)).to_event(1)
-        affine = AffineTransform(self.loc, self.scale, event_dim=1)
-        return FlowDistribution(base, [*self.transforms.condition(), affine, self.constrain])
+        zeros = torch.zeros_like(self.affine.loc)
+        base = dist.Normal(zeros, torch.ones_like(zeros)).to_event(1)
+        return FlowDistribution(base, [*self.transforms.condition(), self.affine, self.constrain])
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Samples every latent site.

@@ -21,9 +21,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from pyro.distributions.transforms import Permute
-
 from pyrogen.models.conditional_flow import ConditionalFlow
 from pyrogen.models.flow import Flow
 from pyrogen.nn import TimeMLP
@@ -300,17 +297,16 @@ def _glow_step(shape: tuple[int, ...], hidden: int, context_dim: int) -> list[An
 
 def _autoregressive(
     dim: int, num_layers: int, hidden: Sequence[int], options: dict[str, Any], inverse: bool
-) -> list[Any]:
-    layers: list[Any] = []
-    for _ in _alternate(dim, num_layers):
-        layer = masked(dim, hidden, _context_dim(options))
-        reversal = Permute(torch.arange(dim).flip(0))
-        layers += [Inverse(layer) if inverse else layer, reversal]
-    return layers[:-1]
+) -> Sequence[Any]:
+    layers = [
+        masked(dim, hidden, _context_dim(options), reverse)
+        for reverse in _alternate(dim, num_layers)
+    ]
+    return [Inverse(layer) for layer in layers] if inverse else layers
 
 
 def _program(
-    shape: tuple[int, ...], transforms: list[Any], options: dict[str, Any]
+    shape: tuple[int, ...], transforms: Sequence[Any], options: dict[str, Any]
 ) -> Flow | ConditionalFlow:
     unknown = options.keys() - {"base", "boundary", "context_dim", "levels"}
     if unknown:

@@ -15,10 +15,14 @@ __all__ = ["coupling_conv", "masked"]
 
 
 def masked(
-    dim: int, hidden: Sequence[int], context_dim: int = 0, scale: float = 0.01
+    dim: int, hidden: Sequence[int], context_dim: int = 0, reverse: bool = False
 ) -> MaskedAutoregressive:
-    """Returns a masked autoregressive layer that is nearly the identity at first."""
+    """Returns a masked autoregressive layer that is nearly the identity at first.
+
+    Each element depends on those before it or, with ``reverse``, on those after it.
+    """
     order, widths = torch.arange(dim), list(hidden)
+    order = order.flip(0) if reverse else order
     network: ConditionalAutoRegressiveNN
     if context_dim:
         network = ConditionalAutoRegressiveNN(dim, context_dim, widths, permutation=order)
@@ -26,7 +30,7 @@ def masked(
         network = AutoRegressiveNN(dim, widths, permutation=order)
     with torch.no_grad():
         for parameter in network.layers[-1].parameters():
-            parameter.mul_(scale)
+            parameter.mul_(0.01)
     return MaskedAutoregressive(network)
 
 
