@@ -103,7 +103,7 @@ def spline_inverse(y: Tensor, knots: Knots) -> tuple[Tensor, Tensor]:
     a = secant - left.slope + bend
     b = left.slope - bend
     c = -secant * eta
-    root = (b.square() - 4 * a * c).clamp_min(0).sqrt()
+    root = (b.square() - 4 * a * c).clamp_min(torch.finfo(y.dtype).tiny).sqrt()
     # Of the two forms of the root, the one that does not cancel; the other divides by 1, so that
     # no gradient of it becomes NaN.
     rising = -2 * c / torch.where(b >= 0, b + root, 1.0)
