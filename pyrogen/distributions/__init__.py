@@ -7,11 +7,15 @@ from pyrogen.distributions.discretized_logistic import DiscretizedLogisticMixtur
 from pyrogen.distributions.flow import FlowDistribution
 from pyrogen.distributions.quantized import Quantized
 from pyrogen.distributions.sphere import UniformSphere
+from pyrogen.distributions.toys import Checkerboard, EightGaussians, TwoMoons
 
 __all__ = [
+    "Checkerboard",
     "ContinuousBernoulli",
     "DiscretizedLogisticMixture",
+    "EightGaussians",
     "FlowDistribution",
     "Quantized",
+    "TwoMoons",
     "UniformSphere",
 ]
