@@ -245,6 +245,30 @@ def test_copies_carry_no_memo():
         torch.testing.assert_close(other.log_prob(y), flow.log_prob(y))
 
 
+def test_the_divergence_of_flows_that_share_their_layers_is_that_of_their_bases():
+    layers = [AdditiveCoupling(2), ActNorm(2)]
+    bases = [dist.Normal(torch.zeros(2), 1.0).to_event(1), dist.Normal(1.0, 2.0).expand([2])]
+    one, other = (FlowDistribution(base, layers) for base in bases)
+    divergence = torch.distributions.kl_divergence(one, other)
+    expected = torch.distributions.kl_divergence(bases[0].base_dist, bases[1]).sum()
+    torch.testing.assert_close(divergence, expected)
+    with pytest.raises(NotImplementedError):
+        torch.distributions.kl_divergence(one, FlowDistribution(bases[0], layers[:1]))
+
+
+def test_in_a_plate_with_particles_each_draw_has_a_log_density():
+    layers = nn.ModuleList([T.Planar(2), ActNorm(2)])
+
+    def program():
+        with pyro.plate("particles", 3, dim=-2), pyro.plate("data", 5, dim=-1):
+            return pyro.sample("z", FlowDistribution(standard(2), list(layers)))
+
+    trace = pyro.poutine.trace(program).get_trace()
+    trace.compute_log_prob()
+    assert trace.nodes["z"]["value"].shape == (3, 5, 2)
+    assert trace.nodes["z"]["unscaled_log_prob"].shape == (3, 5)
+
+
 def test_a_new_process_reads_a_pickle(tmp_path):
     layers = [AdditiveCoupling(4), Inverse(T.affine_coupling(4)), T.ExpTransform()]
     flow, y = FlowDistribution(standard(4), layers), torch.ones(4)
