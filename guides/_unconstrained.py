@@ -14,7 +14,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import sum_rightmost
-from pyro.infer.autoguide.initialization import InitMessenger, init_to_uniform
+from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible
 from pyro.poutine.util import site_is_subsample
 from torch import Size, Tensor
 from torch.distributions import Transform, biject_to, constraints
@@ -76,7 +76,7 @@ def latents(
         ValueError: if there is none; if one is discrete and not enumerated, or stands in a
             subsampled or sequential plate; or if sites, shapes or supports change between the runs.
     """
-    found = [_find(model, args, kwargs, init) for init in (init_loc_fn, init_to_uniform)]
+    found = [_find(model, args, kwargs, init) for init in (init_loc_fn, _draw)]
     first, second = found
     if [site.name for site in first] != [site.name for site in second]:
         raise ValueError(
@@ -95,14 +95,24 @@ def latents(
     return first
 
 
+def _draw(site: Any) -> Any:
+    try:
+        return site["fn"].sample()
+    except NotImplementedError:  # an improper distribution
+        return init_to_feasible(site)
+
+
 def _find(
     model: Callable[..., Any],
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     init: Callable[..., Any],
 ) -> list[Latent]:
+    def initial(site: Any) -> Any:
+        return site["fn"]() if site["fn"].support.is_discrete else init(site)
+
     with poutine.block(), pyro.get_param_store().scope(), torch.no_grad():
-        trace = poutine.trace(InitMessenger(init)(model)).get_trace(*args, **kwargs)
+        trace = poutine.trace(InitMessenger(initial)(model)).get_trace(*args, **kwargs)
     nodes: Mapping[str, Any] = trace.nodes
     return [
         _latent(site)
@@ -116,7 +126,7 @@ def _find(
 
 def _latent(site: Any) -> Latent:
     name, fn, value = site["name"], site["fn"], site["value"]
-    if fn.has_enumerate_support or not value.is_floating_point():
+    if fn.support.is_discrete:
         raise ValueError(
             f"site {name!r}: expected a continuous distribution, got {type(fn).__name__}; sum the "
             "site out with pyro.infer.config_enumerate and TraceEnum_ELBO"
