@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -90,9 +91,10 @@ class TimeMLP(nn.Module):
         for fan_in, fan_out in itertools.pairwise(widths):
             layers += [activation(), _linear(fan_in, fan_out)]
         self.layers = nn.Sequential(*layers)
-        inputs = [self.of_state, self.of_time, self.of_context]
-        for layer in self.layers[-1:] or filter(None, inputs):
-            nn.init.normal_(layer.weight, std=0.1 / math.sqrt(layer.in_features))
+        last = layers[-1:] or [self.of_state, self.of_time, self.of_context]
+        for layer in last:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.1 / math.sqrt(layer.in_features))
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
         """Maps ``[*, *in_shape]`` to the same shape.
@@ -124,29 +126,32 @@ class TimeMLP(nn.Module):
                 "TimeMLP: expected at most two hidden layers and an activation that acts on each "
                 f"number alone for a divergence in closed form, got {self}"
             )
-        h, slopes = self._first(x, t, context), []
+        h = self._first(x, t, context)
+        slopes: list[Tensor] = []
         for layer in self.layers:
             if isinstance(layer, nn.Linear):
                 h = layer(h)
             else:
-                h, pull_back = vjp(layer, h)
+                h, pull_back = vjp(layer, h)  # type: ignore[misc]
                 slopes.append(pull_back(torch.ones_like(h))[0])
         return self._as_event(h), self._divergence(slopes).expand(h.shape[:-1])
 
     @property
     def knows_divergence(self) -> bool:
         """Whether :meth:`value_and_divergence` applies."""
-        activations = self.layers[::2]
+        activations = list(self.layers)[::2]
         return len(activations) <= 2 and all(isinstance(a, _ELEMENTWISE) for a in activations)
 
     def _divergence(self, slopes: list[Tensor]) -> Tensor:
         into = self.of_state.weight  # [hidden, in], and in what follows [out, in] of each layer
-        weights = [layer.weight for layer in self.layers[1::2]]
+        weights: list[Any] = [layer.weight for layer in list(self.layers)[1::2]]
         if not slopes:
             return into.trace()
-        loop = into @ weights[-1]  # from the last hidden layer out, and in again to the first
+        loop: Tensor = (
+            into @ weights[-1]
+        )  # from the last hidden layer out, and in again to the first
         if len(slopes) == 1:
-            return slopes[0] @ loop.diagonal()
+            return (slopes[0] * loop.diagonal()).sum(-1)
         return (linear(slopes[0], weights[0] * loop.T) * slopes[1]).sum(-1)
 
     def _first(self, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:

@@ -59,11 +59,13 @@ class Field(nn.Module):
             return (velocity(x),)
         if self.terms == 2 and probe is None and getattr(self.dynamics, "knows_divergence", False):
             more = () if context is None else (context,)
-            known: Derivatives = self.dynamics.value_and_divergence(x, t, *more)
+            known: Derivatives = self.dynamics.value_and_divergence(x, t, *more)  # type: ignore[operator]
             return known
-        v, pull_back = vjp(velocity, x)
-        products = _exact if probe is None else _projected
-        trace, norm = products(pull_back, v, probe, self.event_dim)
+        v, pull_back = vjp(velocity, x)  # type: ignore[misc]
+        if probe is None:
+            trace, norm = _exact(pull_back, v, self.event_dim)
+        else:
+            trace, norm = _projected(pull_back, v, probe, self.event_dim)
         return (v, trace, _sum_event(v.square(), self.event_dim), norm)[: self.terms]
 
     def _velocity(self, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
@@ -77,9 +79,7 @@ class Field(nn.Module):
         return v
 
 
-def _exact(
-    pull_back: Callable[..., Any], v: Tensor, probe: None, event_dim: int
-) -> tuple[Tensor, Tensor]:
+def _exact(pull_back: Callable[..., Any], v: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
     """Trace and squared norm of the Jacobian, from its rows."""
     event = v.shape[v.dim() - event_dim :]
     size = event.numel()

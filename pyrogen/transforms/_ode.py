@@ -155,6 +155,7 @@ def _finite(state: State) -> bool:
     return all(bool(part.isfinite().all()) for part in state)
 
 
+@torch.no_grad()  # no gradient through the choice of the first step
 def _norm(state: State) -> Tensor:
     """The larger of the root mean squares of value and log-determinant; costs go along."""
     return torch.stack([part.square().mean().sqrt() for part in state[:2]]).max()

@@ -131,8 +131,8 @@ class ContinuousFlow(Bijection):
         self.trace = trace
         self.probe = probe
         self.solver = Solver(method, atol, rtol, steps, max_steps, adjoint)
-        self.compile = compile
-        self._compiled: dict[int, CompiledField] = {}
+        self.compiled = compile
+        self._fields: dict[int, CompiledField] = {}
         self.num_evaluations = 0  # of the field, in the last solution
 
     def forward_and_log_det(
@@ -178,16 +178,17 @@ class ContinuousFlow(Bijection):
 
         def derivative(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             self.num_evaluations += 1
-            return field(state[0], t, probe, context)
+            derivatives: tuple[Tensor, ...] = field(state[0], t, probe, context)
+            return derivatives
 
         zero = x.new_zeros(x.shape[: x.dim() - self.domain.event_dim])
         start, end = (1.0, 0.0) if inverse else (0.0, 1.0)
-        dependencies = [p for p in self.dynamics.parameters() if p.requires_grad]
+        dependencies: list[Tensor] = [p for p in self.dynamics.parameters() if p.requires_grad]
         if context is not None and context.requires_grad:
             dependencies.append(context)
         state = (x, *(zero for _ in range(terms - 1)))
         value, *sums = self.solver.solve(derivative, state, start, end, dependencies)
-        return value, *(-total if inverse else total for total in sums)
+        return (value, *(-total if inverse else total for total in sums))
 
     def _expanded(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Both with the batch dimensions that they have together."""
@@ -208,17 +209,15 @@ class ContinuousFlow(Bijection):
         batch = torch.broadcast_shapes(x.shape[:split], context.shape[:-1])
         return x.expand(*batch, *x.shape[split:]), context.expand(*batch, -1)
 
-    def _field(self, terms: int) -> Any:
-        if not self.compile or is_recorded():
+    def _field(self, terms: int) -> Field | CompiledField:
+        if not self.compiled or is_recorded():
             return Field(self.dynamics, self.domain.event_dim, terms)
-        if terms not in self._compiled:
-            self._compiled[terms] = CompiledField(
-                Field(self.dynamics, self.domain.event_dim, terms)
-            )
-        return self._compiled[terms]
+        if terms not in self._fields:
+            self._fields[terms] = CompiledField(Field(self.dynamics, self.domain.event_dim, terms))
+        return self._fields[terms]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_compiled": {}}  # graphs are made anew where they are needed
+        return {**self.__dict__, "_fields": {}}  # graphs are made anew where they are needed
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,11 +13,13 @@ from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
 from torch import Tensor
 from torch.distributions import Transform
 
-from pyrogen.nn import MLP
+from pyrogen.nn import MLP, TimeMLP
 from pyrogen.transforms import (
     ActNorm,
     AdditiveCoupling,
     AffineCoupling,
+    ContinuousFlow,
+    ContinuousSphereFlow,
     DiagonalScaling,
     Gaussianization,
     IntegerCoupling,
@@ -25,10 +28,12 @@ from pyrogen.transforms import (
     Logit,
     MaskedAutoregressive,
     MultiScale,
+    SphereFlow,
     SplineCoupling,
     Split,
     Squeeze,
     Sylvester,
+    TorusFlow,
 )
 from pyrogen.transforms._elementwise import ElementwiseSpline
 
@@ -102,6 +107,22 @@ def masked(dim: int = 4, context_dim: int = 0) -> MaskedAutoregressive:
     return MaskedAutoregressive(AutoRegressiveNN(dim, [12]))
 
 
+def continuous(dim: int = 3, context_dim: int = 0) -> ContinuousFlow:
+    network = TimeMLP(dim, hidden=(8,), context_dim=context_dim)
+    return ContinuousFlow(network, context_dim=context_dim, method="rk4", steps=10)
+
+
+def on_sphere(shape: tuple[int, ...]) -> Tensor:
+    return torch.nn.functional.normalize(torch.randn(shape).double(), dim=-1)
+
+
+def angles(shape: tuple[int, ...]) -> Tensor:
+    return math.pi * (2 * torch.rand(shape).double() - 1)
+
+
+# Few steps, so that the graph is small: the map is the solver's, to its own error.
+SOLVER = (1e-5, 1e-7)
+
 # Pyro's splines pick by boolean masks, which a graph cannot, and are less accurate in float32.
 PYRO_SPLINE = {"capturable": False, "tolerance": (2e-4, 1e-10)}
 
@@ -160,6 +181,38 @@ TRANSFORMS = {
     "Sylvester": Entry(lambda: Sylvester(4), (4,)),
     "Sylvester context": Entry(lambda: Sylvester(4, rank=2, context_dim=3), (4,), context_dim=3),
     "Gaussianization": Entry(lambda: Gaussianization(3, num_layers=2, num_bins=4), (3,)),
+    "ContinuousFlow": Entry(continuous, (3,), tolerance=SOLVER),
+    "ContinuousFlow context": Entry(
+        lambda: continuous(context_dim=2), (3,), context_dim=2, tolerance=SOLVER
+    ),
+    "ContinuousFlow event": Entry(
+        lambda: ContinuousFlow(TimeMLP((2, 2), (5, 5, 5)), 2, method="rk4", steps=10),
+        (2, 2),
+        tolerance=SOLVER,
+    ),
+    "SphereFlow": Entry(
+        lambda: SphereFlow(AffineCoupling(2, hidden=(8,))), (3,), draw=on_sphere, square=False
+    ),
+    "SphereFlow context": Entry(
+        lambda: SphereFlow([continuous(2, context_dim=2), T.Householder(2)]),
+        (3,),
+        draw=on_sphere,
+        context_dim=2,
+        square=False,
+        tolerance=SOLVER,
+    ),
+    "ContinuousSphereFlow": Entry(
+        lambda: ContinuousSphereFlow(TimeMLP(3, (8,)), method="rk4", steps=10),
+        (3,),
+        draw=on_sphere,
+        square=False,
+        tolerance=SOLVER,
+    ),
+    "TorusFlow": Entry(lambda: TorusFlow(3, 4, hidden=(8,)), (3,), draw=angles),
+    "TorusFlow circle": Entry(lambda: TorusFlow(1, 4), (1,), draw=angles),
+    "TorusFlow context": Entry(
+        lambda: TorusFlow(3, 4, hidden=(8,), context_dim=2), (3,), draw=angles, context_dim=2
+    ),
     "IntegerCoupling": Entry(
         lambda: IntegerCoupling(4, hidden=(8,), scale=20.0), (4,), draw=integers, discrete=True
     ),
