@@ -14,7 +14,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import sum_rightmost
-from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible
+from pyro.infer.autoguide.initialization import InitMessenger, init_to_sample
 from pyro.poutine.util import site_is_subsample
 from torch import Size, Tensor
 from torch.distributions import Transform, biject_to, constraints
@@ -76,7 +76,7 @@ def latents(
         ValueError: if there is none; if one is discrete and not enumerated, or stands in a
             subsampled or sequential plate; or if sites, shapes or supports change between the runs.
     """
-    found = [_find(model, args, kwargs, init) for init in (init_loc_fn, _draw)]
+    found = [_find(model, args, kwargs, init) for init in (init_loc_fn, init_to_sample)]
     first, second = found
     if [site.name for site in first] != [site.name for site in second]:
         raise ValueError(
@@ -95,11 +95,11 @@ def latents(
     return first
 
 
-def _draw(site: Any) -> Any:
-    try:
-        return site["fn"].sample()
-    except NotImplementedError:  # an improper distribution
-        return init_to_feasible(site)
+def _centre(fn: Any) -> Tensor:
+    """The image of zero in the support, for improper distributions, which cannot be drawn from."""
+    transform = biject_to(fn.support)
+    centre: Tensor = transform(torch.zeros(transform.inverse_shape(fn.shape())))
+    return centre
 
 
 def _find(
@@ -109,7 +109,10 @@ def _find(
     init: Callable[..., Any],
 ) -> list[Latent]:
     def initial(site: Any) -> Any:
-        return site["fn"]() if site["fn"].support.is_discrete else init(site)
+        try:
+            return site["fn"].sample() if site["fn"].support.is_discrete else init(site)
+        except NotImplementedError:
+            return _centre(site["fn"])
 
     with poutine.block(), pyro.get_param_store().scope(), torch.no_grad():
         trace = poutine.trace(InitMessenger(initial)(model)).get_trace(*args, **kwargs)
