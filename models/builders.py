@@ -1,18 +1,8 @@
 """Flows by the names that the field knows them by.
 
 Each function returns a :class:`~pyrogen.models.Flow`, or with ``context_dim > 0`` a
-:class:`~pyrogen.models.ConditionalFlow`, with networks that start near zero, so that the density
-starts near its base. They share these arguments:
-
-``context_dim``
-    size of the context that every layer takes, 0 for none.
-``levels``
-    number of levels of discrete data; see :class:`~pyrogen.models.Flow`. Not with a context.
-``boundary``
-    if given, the data lie in [0, 1] and the flow ends with the inverse of
-    :class:`~pyrogen.transforms.Logit` with this margin.
-``base``
-    base distribution, a standard normal by default; see :class:`~pyrogen.models.Flow`.
+:class:`~pyrogen.models.ConditionalFlow`. Their networks start at or near zero, so that the density
+starts near its base.
 """
 
 from __future__ import annotations
@@ -52,7 +42,11 @@ def nice(
         dim: size of a datum, at least 2.
         num_layers: number of couplings.
         hidden: widths of the hidden layers of each network.
-        options: ``context_dim``, ``levels``, ``boundary`` and ``base``, as of every builder.
+        options: shared by all of these functions. ``context_dim``: size of the context that every
+            layer takes, 0 (the default) for none. ``levels``: number of levels of discrete data,
+            see :class:`~pyrogen.models.Flow`; not with a context. ``boundary``: if given, data lie
+            in [0, 1] and the flow ends with the inverse of :class:`~pyrogen.transforms.Logit` with
+            this margin. ``base``: a base other than the standard normal.
 
     Raises:
         ValueError: if a size is not positive or there are fewer than 2 dimensions.
@@ -81,7 +75,7 @@ def real_nvp(
         dim: size of a datum, at least 2.
         num_layers: number of couplings.
         hidden: widths of the hidden layers of each network.
-        options: ``context_dim``, ``levels``, ``boundary`` and ``base``, as of every builder.
+        options: ``context_dim``, ``levels``, ``boundary`` and ``base``; see :func:`nice`.
 
     Raises:
         ValueError: if a size is not positive or there are fewer than 2 dimensions.
@@ -118,7 +112,7 @@ def nsf(
         hidden: widths of the hidden layers of each network.
         num_bins: bins of each spline.
         bound: the splines bend between ``-bound`` and ``bound``.
-        options: ``context_dim``, ``levels``, ``boundary`` and ``base``, as of every builder.
+        options: ``context_dim``, ``levels``, ``boundary`` and ``base``; see :func:`nice`.
 
     Raises:
         ValueError: if a size is not positive or there are fewer than 2 dimensions.
@@ -152,7 +146,7 @@ def maf(
         dim: size of a datum, at least 2.
         num_layers: number of autoregressive layers.
         hidden: widths of the hidden layers of each network, each at least ``dim``.
-        options: ``context_dim``, ``levels``, ``boundary`` and ``base``, as of every builder.
+        options: ``context_dim``, ``levels``, ``boundary`` and ``base``; see :func:`nice`.
 
     Raises:
         ValueError: if a size is not positive or there are fewer than 2 dimensions.
@@ -180,7 +174,7 @@ def iaf(
         dim: size of a datum, at least 2.
         num_layers: number of autoregressive layers.
         hidden: widths of the hidden layers of each network, each at least ``dim``.
-        options: ``context_dim``, ``levels``, ``boundary`` and ``base``, as of every builder.
+        options: ``context_dim``, ``levels``, ``boundary`` and ``base``; see :func:`nice`.
 
     Raises:
         ValueError: if a size is not positive or there are fewer than 2 dimensions.
@@ -211,7 +205,7 @@ def ffjord(
         num_flows: number of such flows, one after the other.
         solver: further arguments of :class:`~pyrogen.transforms.ContinuousFlow`, such as
             ``{"trace": "hutchinson"}`` or ``{"method": "rk4", "steps": 16}``.
-        options: ``context_dim``, ``levels``, ``boundary`` and ``base``, as of every builder.
+        options: ``context_dim``, ``levels``, ``boundary`` and ``base``; see :func:`nice`.
 
     Raises:
         ValueError: if a size is not positive.
@@ -250,7 +244,7 @@ def glow(
         num_levels: how often positions are squeezed into channels.
         num_steps: number of steps on each level.
         hidden: number of channels inside the networks.
-        options: ``context_dim``, ``levels``, ``boundary`` and ``base``, as of every builder.
+        options: ``context_dim``, ``levels``, ``boundary`` and ``base``; see :func:`nice`.
 
     Raises:
         ValueError: if ``event_shape`` is no image or cannot be squeezed, or a size is not positive.

@@ -107,7 +107,9 @@ class DiscretizedLogisticMixture(TorchDistribution):
                 for parameter in (self.loc, self.scale)
             )
             # The logarithm of a ratio of exponential variables is logistic.
-            return (loc + scale * (self._exponential(2, *shape).log().diff(dim=0)[0])).round()
+            noise = self._exponential(2, *shape).log().diff(dim=0)[0]
+            draw: Tensor = (loc + scale * noise).round()
+            return draw
 
     def _exponential(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.loc.dtype, device=self.loc.device).exponential_()

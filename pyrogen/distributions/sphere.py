@@ -67,7 +67,8 @@ class UniformSphere(TorchDistribution):
         """Draws ``[*sample_shape, *batch_shape, D + 1]``: normal vectors of length one."""
         shape = self._extended_shape(Size(sample_shape))
         normal = torch.randn(shape, dtype=self._like.dtype, device=self._like.device)
-        return normal / normal.norm(dim=-1, keepdim=True)
+        unit: Tensor = normal / normal.norm(dim=-1, keepdim=True)
+        return unit
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density in nats with respect to the surface, ``[*]`` for ``[*, D + 1]``."""

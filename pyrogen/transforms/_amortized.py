@@ -29,7 +29,7 @@ class Amortized(nn.Module):
 
     def forward(self, context: Tensor | None = None) -> tuple[Tensor, ...]:
         """Returns the vectors, each ``[*, size]``, for a context ``[*, context_dim]``."""
-        if self.weight is None:
-            return self.offset.split(self.sizes)
-        parameters: Tensor = nn.functional.linear(context, self.weight, self.offset)
-        return parameters.split(self.sizes, -1)
+        parameters: Tensor = self.offset
+        if self.weight is not None and context is not None:
+            parameters = nn.functional.linear(context, self.weight, self.offset)
+        return tuple(parameters.split(self.sizes, -1))

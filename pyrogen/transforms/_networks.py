@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
@@ -21,8 +22,8 @@ def masked(
 
     Each element depends on those before it or, with ``reverse``, on those after it.
     """
-    order, widths = torch.arange(dim), list(hidden)
-    order = order.flip(0) if reverse else order
+    order: Any = torch.arange(dim).flip(0) if reverse else torch.arange(dim)
+    widths = list(hidden)
     network: ConditionalAutoRegressiveNN
     if context_dim:
         network = ConditionalAutoRegressiveNN(dim, context_dim, widths, permutation=order)
