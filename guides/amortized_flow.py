@@ -37,7 +37,8 @@ class AmortizedFlow(Amortized):
         latent_dim: number of latent dimensions.
         flow: ``"planar"``, ``"radial"``, ``"sylvester"``, ``"iaf"``, ``"spline"``,
             ``"continuous"``, or a function of ``latent_dim`` and ``context_dim`` that returns
-            transforms.
+            transforms. The steps of ``"continuous"`` adapt to values, so it cannot be compiled
+            (:class:`pyrogen.losses.Compiled`).
         num_flows: number of layers, at least 1.
         context_dim: size of the context; ``None`` takes what the encoder's ``out_shape`` leaves
             (the networks of :mod:`pyrogen.nn` have one). With 0 all data share one flow.

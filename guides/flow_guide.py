@@ -46,7 +46,8 @@ class FlowGuide(PyroModule):
         kwargs: keyword arguments to run it with.
         flow: ``"planar"``, ``"radial"``, ``"sylvester"``, ``"iaf"``, ``"spline"``,
             ``"continuous"``, or a function from the number of unconstrained dimensions to a list of
-            transforms.
+            transforms. The steps of ``"continuous"`` adapt to values, so it cannot be compiled
+            (:class:`pyrogen.losses.Compiled`).
         num_flows: number of layers, at least 1.
         init_scale: :math:`\sigma` to start from, in unconstrained units, > 0.
         init_loc_fn: where :math:`\mu` starts, one of Pyro's ``init_to_...`` functions.

@@ -49,8 +49,8 @@ def test_the_log_determinant_is_that_of_the_jacobian(flow):
             return forward_through(posterior.transforms, full, 1)[0][i]
 
         jacobian = torch.autograd.functional.jacobian(row, z0[i])
-        # Four steps of the continuous flow carry the log-determinant with an error of fourth order.
-        tolerance = 2e-3 if flow == "continuous" else 1e-9
+        # The solver of the continuous flow keeps to 1e-5 in each step, for value and trace.
+        tolerance = 2e-4 if flow == "continuous" else 1e-9
         exact = torch.linalg.slogdet(jacobian)[1]
         torch.testing.assert_close(log_det[i], exact, rtol=0, atol=tolerance)
 
@@ -100,6 +100,8 @@ def test_copies_and_capture(flow):
         pyro.set_rng_seed(1)
         losses.append(Trace_ELBO().loss(model, clone, x))
     assert losses == losses[:1] * 4
+    if flow == "continuous":
+        return  # steps that adapt to values cannot be captured
     pyro.set_rng_seed(1)
     captured = Compiled(Trace_ELBO(), compile=False).loss(model, made, x)
     assert captured == pytest.approx(losses[0], rel=1e-4)
