@@ -33,6 +33,7 @@ _TABLEAUS: dict[str, tuple[tuple[tuple[float, tuple[float, ...]], ...], tuple[fl
     ),
 }
 FIXED = tuple(_TABLEAUS)
+_LOG_DET = 0.1  # weight of its error: a sum over dimensions, it is rougher than the value
 
 
 @dataclass(frozen=True)
@@ -157,8 +158,11 @@ def _finite(state: State) -> bool:
 
 @torch.no_grad()  # no gradient through the choice of the first step
 def _norm(state: State) -> Tensor:
-    """The larger of the root mean squares of value and log-determinant; costs go along."""
-    return torch.stack([part.square().mean().sqrt() for part in state[:2]]).max()
+    """The larger of the root mean squares of value and (with less weight) log-determinant; costs
+    go along.
+    """
+    sizes = [part.square().mean().sqrt() for part in state[:2]]
+    return torch.stack([w * size for w, size in zip((1.0, _LOG_DET), sizes, strict=False)]).max()
 
 
 def _fixed(f: Derivative, state: State, start: float, end: float, steps: int, method: str) -> State:

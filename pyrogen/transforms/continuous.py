@@ -67,8 +67,8 @@ class ContinuousFlow(Bijection):
         method: adaptive (``"dopri5"``, ``"dopri8"``, ``"bosh3"``, ``"fehlberg2"``,
             ``"adaptive_heun"``) or of fixed steps (``"rk4"``, ``"midpoint"``, ``"euler"``). A
             program with fixed steps can be captured (``losses.Compiled``).
-        atol: absolute tolerance of an adaptive method, per step, in the root mean square over the
-            batch, of value and log-determinant.
+        atol: absolute tolerance of an adaptive method, per step, for the root mean square of the
+            value over the batch; the log-determinant may err by ten times as much.
         rtol: relative tolerance, likewise.
         steps: number of fixed steps; only for fixed methods, and required there.
         max_steps: how many steps an adaptive method may take.
@@ -96,7 +96,7 @@ class ContinuousFlow(Bijection):
         >>> x = torch.randn(5, 2)
         >>> y, log_det = flow.forward_and_log_det(x)
         >>> back, same = flow.inverse_and_log_det(y)
-        >>> bool((back - x).abs().max() < 1e-4), bool((same - log_det).abs().max() < 1e-4)
+        >>> bool((back - x).abs().max() < 1e-3), bool((same - log_det).abs().max() < 2e-3)
         (True, True)
         >>> solution = flow.solve(y, inverse=True)  # with the costs, to be added to a loss:
         >>> penalty = 0.01 * (solution.kinetic + solution.jacobian)

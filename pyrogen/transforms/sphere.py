@@ -111,7 +111,7 @@ class ContinuousSphereFlow(Bijection):
         >>> flow = ContinuousSphereFlow(TimeMLP(3, hidden=(16,)))
         >>> x = dist.ProjectedNormal(torch.zeros(3)).sample((5,))
         >>> y, log_det = flow.forward_and_log_det(x)
-        >>> bool((flow.inv(y) - x).abs().max() < 1e-4)
+        >>> bool((flow.inv(y) - x).abs().max() < 1e-3)
         True
     """
 

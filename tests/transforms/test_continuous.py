@@ -87,7 +87,10 @@ def test_fixed_steps_converge_at_their_order(method):
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.3)
 
 
-@pytest.mark.parametrize("options", [{}, {"adjoint": True}, {"compile": True}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"adjoint": True}, pytest.param({"compile": True}, marks=pytest.mark.slow)],
+)
 def test_gradients_of_a_linear_flow(options):
     """The log-determinant is tr A, whose gradient is I; that of sum(w y) by the exponential."""
     a, x, w = matrix(), torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 3).double()
@@ -101,8 +104,15 @@ def test_gradients_of_a_linear_flow(options):
     torch.testing.assert_close(x.grad, w @ torch.matrix_exp(a.detach()), atol=1e-7, rtol=1e-7)
 
 
-@pytest.mark.parametrize("adjoint", [False, True])
-@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize(
+    ("adjoint", "compile"),
+    [
+        (False, False),
+        (True, False),
+        (False, True),
+        pytest.param(True, True, marks=pytest.mark.slow),
+    ],
+)
 def test_gradients_reach_a_context(adjoint, compile):
     network = TimeMLP(2, hidden=(6,), context_dim=3).double()
     x, c = torch.randn(4, 2).double(), torch.randn(4, 3).double()
@@ -180,6 +190,7 @@ def test_no_closed_form_is_said_so():
     assert not TimeMLP(2, (4,), activation=lambda: nn.LayerNorm(4)).knows_divergence
 
 
+@pytest.mark.slow
 def test_compiled_equals_eager():
     network = TimeMLP(2, hidden=(8, 8)).double()
     x = torch.randn(16, 2).double()
@@ -196,14 +207,16 @@ def test_compiled_equals_eager():
 
 def test_a_density_integrates_to_one():
     """By the trapezoid rule, which is spectrally accurate for a smooth density that decays."""
-    flow = ContinuousFlow(TimeMLP(2, hidden=(8, 8)).double(), method="rk4", steps=20)
+    flow = ContinuousFlow(TimeMLP(2, hidden=(8, 8)).double(), method="rk4", steps=8)
     with torch.no_grad():
         flow.dynamics.layers[-1].weight.mul_(10)
     base = dist.Normal(torch.zeros(2).double(), 1.0).to_event(1)
-    grid = torch.linspace(-10, 10, 161).double()
+    grid = torch.linspace(-10, 10, 81).double()
     points = torch.cartesian_prod(grid, grid)
-    total = FlowDistribution(base, [flow]).log_prob(points).exp().sum() * (grid[1] - grid[0]) ** 2
-    assert abs(float(total) - 1) < 1e-4
+    with torch.no_grad():
+        density = FlowDistribution(base, [flow]).log_prob(points).exp()
+    total = density.sum() * (grid[1] - grid[0]) ** 2
+    assert abs(float(total) - 1) < 1e-3  # the error of eight steps
 
 
 def test_an_adaptive_solver_cannot_be_captured():

@@ -115,11 +115,12 @@ def test_a_learned_continuous_flow_integrates_to_one():
     with torch.no_grad():
         log_prob = FlowDistribution(Uniform(), [flow]).log_prob(points)
     assert (log_prob + LOG_AREA).abs().max() > 0.3  # far from the uniform one
-    assert abs(float(weights @ log_prob.exp()) - 1) < 1e-5
+    # The error of ten steps, to the fourth power of the step.
+    assert abs(float(weights @ log_prob.exp()) - 1) < 1e-3
 
 
 def test_a_stereographic_flow_integrates_to_one():
-    """The density of a coupling has a jump in direction at the pole: the rule converges slowly."""
+    """The density of a coupling depends on the direction at the pole: the rule converges slowly."""
     coupling = AffineCoupling(2, hidden=(8,)).double()
     with torch.no_grad():
         for parameter in coupling.parameters():
@@ -130,8 +131,8 @@ def test_a_stereographic_flow_integrates_to_one():
         points, weights = quadrature(n)
         with torch.no_grad():
             errors.append(abs(float(weights @ flow.log_prob(points).exp()) - 1))
-    assert errors[1] < 1e-3
-    assert errors[1] < errors[0] + 1e-6
+    assert errors[1] < 5e-3
+    assert errors[1] < 0.5 * errors[0]
 
 
 def test_the_log_determinant_is_that_of_the_tangent_map():
