@@ -177,7 +177,10 @@ def test_conditional_distributions_of_pyro(name):
     y = ours.sample((7,))
     assert ours.batch_shape == (4,)
     assert y.shape[:2] == (7, 4)
-    assert error(ours.log_prob(y), pyros.log_prob(y)) <= 1e-7
+    # Pyro's takes the log-determinant of the forward map at the inverse, ours of the inverse.
+    assert error(ours.log_prob(y), pyros.log_prob(y)) <= max(
+        1e-7, 20 * TRANSFORMS[name].tolerance[1]
+    )
 
 
 @pytest.mark.parametrize("name", [n for n in OURS if n not in CONDITIONAL and n in ON_THE_REALS])
@@ -189,7 +192,10 @@ def test_unconditional_transforms_in_pyros_distribution(name):
     y = pyros.rsample((5,))
     assert ours.batch_shape == pyros.batch_shape
     assert ours.event_shape == pyros.event_shape == y.shape[1:]
-    assert error(ours.log_prob(y), pyros.log_prob(y)) <= 1e-7
+    # Pyro's takes the log-determinant of the forward map at the inverse, ours of the inverse.
+    assert error(ours.log_prob(y), pyros.log_prob(y)) <= max(
+        1e-7, 20 * TRANSFORMS[name].tolerance[1]
+    )
 
 
 @pytest.mark.parametrize("name", names(capturable=True))
