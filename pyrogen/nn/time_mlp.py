@@ -91,7 +91,8 @@ class TimeMLP(nn.Module):
         for fan_in, fan_out in itertools.pairwise(widths):
             layers += [activation(), _linear(fan_in, fan_out)]
         self.layers = nn.Sequential(*layers)
-        last = layers[-1:] or [self.of_state, self.of_time, self.of_context]
+        inputs = [self.of_state, self.of_time, self.of_context]
+        last: list[nn.Module | None] = [*(layers[-1:] or inputs)]
         for layer in last:
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=0.1 / math.sqrt(layer.in_features))

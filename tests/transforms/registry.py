@@ -109,7 +109,7 @@ def masked(dim: int = 4, context_dim: int = 0) -> MaskedAutoregressive:
 
 def continuous(dim: int = 3, context_dim: int = 0) -> ContinuousFlow:
     network = TimeMLP(dim, hidden=(8,), context_dim=context_dim)
-    return ContinuousFlow(network, context_dim=context_dim, method="rk4", steps=10)
+    return ContinuousFlow(network, context_dim=context_dim, method="rk4", steps=12)
 
 
 def on_sphere(shape: tuple[int, ...]) -> Tensor:
@@ -121,7 +121,7 @@ def angles(shape: tuple[int, ...]) -> Tensor:
 
 
 # Few steps, so that the graph is small: the map is the solver's, to its own error.
-SOLVER = (1e-5, 1e-7)
+SOLVER = (2e-5, 1e-5)
 
 # Pyro's splines pick by boolean masks, which a graph cannot, and are less accurate in float32.
 PYRO_SPLINE = {"capturable": False, "tolerance": (2e-4, 1e-10)}
@@ -186,7 +186,7 @@ TRANSFORMS = {
         lambda: continuous(context_dim=2), (3,), context_dim=2, tolerance=SOLVER
     ),
     "ContinuousFlow event": Entry(
-        lambda: ContinuousFlow(TimeMLP((2, 2), (5, 5, 5)), 2, method="rk4", steps=10),
+        lambda: ContinuousFlow(TimeMLP((2, 2), (5, 5, 5)), 2, method="rk4", steps=12),
         (2, 2),
         tolerance=SOLVER,
     ),
@@ -202,7 +202,7 @@ TRANSFORMS = {
         tolerance=SOLVER,
     ),
     "ContinuousSphereFlow": Entry(
-        lambda: ContinuousSphereFlow(TimeMLP(3, (8,)), method="rk4", steps=10),
+        lambda: ContinuousSphereFlow(TimeMLP(3, (8,)), method="rk4", steps=12),
         (3,),
         draw=on_sphere,
         square=False,

@@ -15,7 +15,7 @@ from pyrogen.distributions import FlowDistribution
 from pyrogen.errors import GraphError, NonFiniteError
 from pyrogen.graph import Captured
 from pyrogen.nn import TimeMLP
-from pyrogen.transforms import ContinuousFlow
+from pyrogen.transforms import ContinuousFlow, ContinuousSphereFlow
 from pyrogen.transforms._field import Field
 from tests.statistics import assert_mean_close
 
@@ -188,6 +188,23 @@ def test_no_closed_form_is_said_so():
     with pytest.raises(ValueError, match="at most two hidden layers"):
         network.value_and_divergence(torch.zeros(2), torch.tensor(0.0))
     assert not TimeMLP(2, (4,), activation=lambda: nn.LayerNorm(4)).knows_divergence
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ContinuousFlow(TimeMLP(3, (8,)).double(), **TIGHT),
+        lambda: ContinuousSphereFlow(TimeMLP(3, (8,)).double(), **TIGHT),
+    ],
+)
+def test_the_inverse_is_as_exact_as_the_solver(make):
+    flow = make()
+    x = nn.functional.normalize(torch.randn(4, 3, dtype=torch.float64), dim=-1)
+    with torch.no_grad():
+        y, log_det = flow.forward_and_log_det(x)
+        back, same = flow.inverse_and_log_det(y)
+    torch.testing.assert_close(back, x, atol=1e-10, rtol=0)
+    torch.testing.assert_close(same, log_det, atol=1e-10, rtol=0)
 
 
 @pytest.mark.slow
