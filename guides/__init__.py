@@ -6,6 +6,17 @@ under the same names and plates, and pairs with any model that has those sites.
 
 from __future__ import annotations
 
+from pyrogen.guides.amortized_flow import AmortizedFlow
 from pyrogen.guides.amortized_normal import AmortizedNormal
+from pyrogen.guides.dequantization import UniformDequantization, VariationalDequantization
+from pyrogen.guides.empty import Empty
+from pyrogen.guides.flow_guide import FlowGuide
 
-__all__ = ["AmortizedNormal"]
+__all__ = [
+    "AmortizedFlow",
+    "AmortizedNormal",
+    "Empty",
+    "FlowGuide",
+    "UniformDequantization",
+    "VariationalDequantization",
+]

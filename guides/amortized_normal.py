@@ -6,24 +6,17 @@ r"""A diagonal Gaussian posterior whose parameters a network reads off the data.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
-import pyro
 import pyro.distributions as dist
-import torch
-from pyro import poutine
 from pyro.distributions import TorchDistribution
-from pyro.nn import PyroModule
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import softplus
 
-from pyrogen.checks import check_data
+from pyrogen.guides._amortized import Amortized
 
 __all__ = ["AmortizedNormal"]
 
 
-class AmortizedNormal(PyroModule):
+class AmortizedNormal(Amortized):
     """Guide for a site ``"z"`` in plate ``"data"``: one Gaussian for each datum, by a network.
 
     Args:
@@ -55,24 +48,6 @@ class AmortizedNormal(PyroModule):
         torch.Size([3])
     """
 
-    beta: Tensor
-
-    def __init__(
-        self,
-        encoder: nn.Module,
-        latent_dim: int,
-        beta: float = 1.0,
-        event_shape: Sequence[int] | None = None,
-    ) -> None:
-        super().__init__()
-        _check_arguments(encoder, latent_dim, beta)
-        self.latent_dim = latent_dim
-        self.encoder = encoder
-        shape = getattr(encoder, "in_shape", None) if event_shape is None else event_shape
-        self.event_shape = None if shape is None else tuple(shape)
-        reference = next(encoder.parameters(), torch.empty(0))
-        self.register_buffer("beta", reference.new_tensor(beta))
-
     def posterior(self, data: Tensor) -> TorchDistribution:
         """Returns q(z | x) for each datum.
 
@@ -86,59 +61,7 @@ class AmortizedNormal(PyroModule):
             ValueError: if data are unusable, or the encoder's output does not end in
                 ``2 * latent_dim``.
         """
-        self._check(data)
-        parameters = self.encoder(data)
-        batch, width = parameters.shape[:-1], 2 * self.latent_dim
-        if not batch or batch != data.shape[: len(batch)] or parameters.shape[-1] != width:
-            raise ValueError(
-                f"encoder: expected output [*, {width}] (2 * latent_dim) for data "
-                f"{list(data.shape)}, got {list(parameters.shape)}"
-            )
+        parameters = self._encode(data, 2 * self.latent_dim, "2 * latent_dim")
         loc, raw = parameters.chunk(2, dim=-1)
         posterior: TorchDistribution = dist.Normal(loc, softplus(raw)).to_event(1)
         return posterior
-
-    def forward(self, data: Tensor | None = None, num_samples: int | None = None) -> Tensor:
-        """Samples ``"z"`` given data.
-
-        Args:
-            data: ``[n, *event_shape]``. Outer plates stand to the left of ``n``.
-            num_samples: only for the model's signature; must be ``None``.
-
-        Returns:
-            The value of site ``"z"``, ``[n, latent_dim]``.
-
-        Raises:
-            ValueError: if there are no data, or ``num_samples`` is given; see also
-                :meth:`posterior`.
-        """
-        if data is None or num_samples is not None:
-            got = "no data" if data is None else f"num_samples={num_samples}"
-            raise ValueError(
-                f"guide: expected data to infer z from and no num_samples, got {got}; to draw "
-                "events call the model: model(None, num_samples=...)"
-            )
-        posterior = self.posterior(data)
-        with pyro.plate("data", posterior.batch_shape[-1], dim=-1), poutine.scale(scale=self.beta):
-            z: Tensor = pyro.sample("z", posterior)
-        return z
-
-    def _check(self, data: Tensor) -> None:
-        shape = self.event_shape
-        if shape is None:
-            shape = tuple(data.shape[1:]) if isinstance(data, Tensor) else ()
-        check_data(data, shape)
-        if data.is_floating_point() and data.dtype != self.beta.dtype:
-            raise ValueError(
-                f"data: expected dtype {self.beta.dtype}, got {data.dtype}; use "
-                f".to({self.beta.dtype}), or convert the guide with guide.to({data.dtype})"
-            )
-
-
-def _check_arguments(encoder: nn.Module, latent_dim: int, beta: float) -> None:
-    if not isinstance(encoder, nn.Module):
-        raise TypeError(f"encoder: expected a torch.nn.Module, got {type(encoder).__name__}")
-    if not isinstance(latent_dim, int) or latent_dim < 1:
-        raise ValueError(f"latent_dim: expected a positive integer, got {latent_dim!r}")
-    if not (math.isfinite(beta) and beta > 0):
-        raise ValueError(f"beta: expected a positive finite number, got {beta}")

@@ -6,6 +6,10 @@ num_samples=n)`` it draws them.
 
 from __future__ import annotations
 
+from pyrogen.models.builders import ffjord, glow, iaf, maf, nice, nsf, real_nvp
+from pyrogen.models.conditional_flow import ConditionalFlow
+from pyrogen.models.flow import Flow, bits_per_dimension
+from pyrogen.models.integer_flow import IntegerFlow, LogisticMixtureBase
 from pyrogen.models.likelihoods import (
     LIKELIHOODS,
     Bernoulli,
@@ -14,6 +18,7 @@ from pyrogen.models.likelihoods import (
     Likelihood,
     Normal,
 )
+from pyrogen.models.spherical_flow import SphericalFlow
 from pyrogen.models.vae import VAE
 
 __all__ = [
@@ -21,7 +26,20 @@ __all__ = [
     "VAE",
     "Bernoulli",
     "Categorical",
+    "ConditionalFlow",
     "ContinuousBernoulli",
+    "Flow",
+    "IntegerFlow",
     "Likelihood",
+    "LogisticMixtureBase",
     "Normal",
+    "SphericalFlow",
+    "bits_per_dimension",
+    "ffjord",
+    "glow",
+    "iaf",
+    "maf",
+    "nice",
+    "nsf",
+    "real_nvp",
 ]

@@ -10,6 +10,7 @@ as it was:
 * :mod:`pyrogen.training`: the loop for long runs
 * :mod:`pyrogen.diagnostics`: results for ArviZ, and the numbers behind them
 * :mod:`pyrogen.distributions`: what a sample site can be
+* :mod:`pyrogen.transforms`: bijections with a log-determinant, for flows
 * :mod:`pyrogen.nn`: plain networks
 * :mod:`pyrogen.graph`: a program as a pure tensor function
 """
@@ -27,10 +28,12 @@ __all__ = [
     "errors",
     "graph",
     "guides",
+    "kernels",
     "losses",
     "models",
     "nn",
     "training",
+    "transforms",
 ]
 
 

@@ -9,5 +9,6 @@ from __future__ import annotations
 from pyrogen.nn.conv import ConvDecoder, ConvEncoder
 from pyrogen.nn.mlp import MLP
 from pyrogen.nn.one_hot import OneHot
+from pyrogen.nn.time_mlp import TimeMLP
 
-__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "OneHot"]
+__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "OneHot", "TimeMLP"]

@@ -1,0 +1,85 @@
+"""What a flow starts from: a shape, a fixed distribution, or a module that makes one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from pyrogen.transforms._moved import moved, tensors
+
+__all__ = ["as_base"]
+
+
+class StandardNormal(nn.Module):
+    """Independent standard normal variables of one shape, in the dtype of the module."""
+
+    def __init__(self, event_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.register_buffer("_zeros", torch.zeros(tuple(event_shape)), persistent=False)
+        self._zeros: Tensor
+
+    def forward(self, *context: Tensor) -> TorchDistribution:
+        """Returns the distribution, of batch shape ``[]``."""
+        normal = dist.Normal(self._zeros, torch.ones_like(self._zeros))
+        joined: TorchDistribution = normal.to_event(self._zeros.dim())
+        return joined
+
+
+class Fixed(nn.Module):
+    """A given distribution, whose tensors move with the module."""
+
+    def __init__(self, distribution: Distribution) -> None:
+        super().__init__()
+        if any(tensor.requires_grad for tensor in tensors(distribution)):
+            raise ValueError(
+                f"base: expected parameters in a module, got a {type(distribution).__name__} with "
+                "a tensor that requires a gradient; pass a module that returns the distribution"
+            )
+        self._distribution = distribution
+
+    def forward(self, *context: Tensor) -> Any:
+        """Returns the distribution."""
+        return self._distribution
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Fixed:
+        super()._apply(fn, recurse)
+        self._distribution = moved(self._distribution, fn)
+        return self
+
+
+def as_base(base: Any) -> nn.Module:
+    """Returns a module that makes the base distribution when called.
+
+    Args:
+        base: the shape of an event (an integer ``n`` means ``(n,)``), for a standard normal; a
+            distribution of batch shape ``[]``, which stays as it is; or a module, called without
+            arguments (with the context, where there is one), that returns one.
+
+    Raises:
+        TypeError: if it is none of these.
+        ValueError: if a distribution has a batch shape, or tensors that require a gradient; or a
+            size is not positive.
+    """
+    if isinstance(base, nn.Module):
+        return base
+    if isinstance(base, Distribution):
+        if base.batch_shape:
+            raise ValueError(
+                f"base: expected batch shape [], got {list(base.batch_shape)}; make the batch part "
+                f"of the event with .to_event({len(base.batch_shape)})"
+            )
+        return Fixed(base)
+    sizes = (base,) if isinstance(base, int) else base
+    if not isinstance(sizes, Sequence) or not all(isinstance(size, int) for size in sizes):
+        raise TypeError(
+            f"base: expected a shape, a distribution or a module, got {type(base).__name__}"
+        )
+    if not all(size > 0 for size in sizes):
+        raise ValueError(f"base: expected positive sizes, got {tuple(sizes)}")
+    return StandardNormal(sizes)
