@@ -7,7 +7,7 @@ over rounds, and the median of the ratio within a round.
 
     python benchmarks/sampling.py                        # eight schools; or name other problems
     python benchmarks/sampling.py gaussian --numpyro-python /path/to/venv/bin/python
-    python benchmarks/sampling.py --growth               # from 1 to 10,000 chains
+    python benchmarks/sampling.py --chains 1 10 100 1000 10000   # how cost grows
 
 NumPyro is run by an interpreter that has ``numpyro`` and a CPU ``jax``. All compute in single
 precision, adapt a diagonal mass matrix and aim at an acceptance of 0.8; HMC takes the same number
@@ -163,19 +163,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("problems", nargs="*", default=["eight_schools"], metavar="PROBLEM")
-    parser.add_argument("--growth", action="store_true", help="from 1 to 10,000 chains")
+    parser.add_argument("--chains", type=int, nargs="*", help="instead of the problem's own")
+    parser.add_argument("--without-pyro", action="store_true", help="Pyro's NUTS is slow")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--numpyro-python", help="an interpreter with NumPyro")
     options = parser.parse_args()
     for name in options.problems:
         if name not in known:
             parser.error(f"expected problems among {list(known)}, got {name!r}")
-        if not options.growth:
-            compare(known[name], options.rounds, options.numpyro_python, with_pyro=True)
-            continue
-        for chains in (1, 10, 100, 1000, 10_000):
+        for chains in options.chains or [known[name].chains]:
             problem = replace(known[name], chains=chains)
-            compare(problem, options.rounds, options.numpyro_python, with_pyro=False)
+            compare(problem, options.rounds, options.numpyro_python, not options.without_pyro)
 
 
 if __name__ == "__main__":
