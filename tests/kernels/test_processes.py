@@ -2,42 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from tests.kernels.two_processes import NUM_CHAINS, NUM_SAMPLES, start
-from tests.modules import ROOT
 from tests.statistics import assert_follows
-
-TIMEOUT = 240
+from tests.two_processes import ends_of_two_processes
 
 
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory):
     """What each of the two processes ended with."""
     directory = tmp_path_factory.mktemp("two")
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
-    process = subprocess.Popen(
-        [sys.executable, *launch, "tests.kernels.two_processes", str(directory)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=TIMEOUT)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    assert process.returncode == 0, output.decode()
-    return [torch.load(directory / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return ends_of_two_processes("tests.kernels.two_processes", directory, launcher=launcher)
 
 
 @pytest.mark.parametrize("name", ["first", "batched"])

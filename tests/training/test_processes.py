@@ -2,41 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-
 import pytest
 import torch
 
-from tests.modules import ROOT
 from tests.training.two_processes import BATCH_SIZE, EPOCHS, noiseless
-
-TIMEOUT = 240
+from tests.two_processes import ends_of_two_processes
 
 
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory):
     """What each of the two processes ended with."""
     directory = tmp_path_factory.mktemp("two")
-    clean = {key: value for key, value in os.environ.items() if key != "LOCAL_RANK"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.training.two_processes", str(directory)],
-        cwd=ROOT,
-        env={**clean, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=TIMEOUT)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    assert process.returncode == 0, output.decode()
-    return [torch.load(directory / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+    return ends_of_two_processes("tests.training.two_processes", directory)
 
 
 @pytest.mark.parametrize("name", ["global", "local"])
