@@ -169,7 +169,7 @@ def _factor(ratio: float) -> float:
     """By how much to change the size of a step with this error."""
     if not ratio < math.inf:
         return 0.1
-    return min(10.0, max(0.1, 0.9 * max(ratio, 1e-10) ** -0.2))
+    return min(10.0, max(0.1, 0.9 * math.pow(max(ratio, 1e-10), -0.2)))
 
 
 def _scalar(t: float, like: Tensor) -> Tensor:
@@ -191,7 +191,9 @@ class _Solve(torch.autograd.Function):
     ) -> State:
         ctx.trail = []
         # As a graph takes them: of the same signature at every step.
-        inputs = Inputs(*(v if v is None else v.detach().contiguous() for v in (x, probe, context)))
+        x = x.detach().contiguous()
+        fixed = (v if v is None else v.detach().contiguous() for v in (probe, context))
+        inputs = Inputs(x, *fixed)
         solution = walk(field.value, inputs, ctx.trail)
         ctx.field = field
         ctx.save_for_backward(probe, context)

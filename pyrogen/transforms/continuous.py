@@ -45,6 +45,13 @@ class Solution(NamedTuple):
         kinetic: the integral of the squared speed.
         jacobian: the integral of the squared Frobenius norm of the Jacobian (its estimate where
             the trace is estimated).
+
+    Example:
+        >>> from pyrogen.nn import TimeMLP
+        >>> flow = ContinuousFlow(TimeMLP(2, hidden=(16,)), method="rk4", steps=4)
+        >>> solution = flow.solve(torch.randn(5, 2))
+        >>> solution.value.shape, solution.kinetic.shape
+        (torch.Size([5, 2]), torch.Size([5]))
     """
 
     value: Tensor
