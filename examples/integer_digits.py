@@ -2,8 +2,11 @@
 
 The scans have 17 grey levels, 0 to 16. An integer flow is a bijection of the integers in front of
 independent discretised logistic mixtures: it gives each image a probability, not a density, and
-``-log2`` of that is the length of a lossless code, with no bound and no dequantisation between. The
-flow is trained by SVI, and writes to ``--output-dir``
+``-log2`` of that is the length of a lossless code, with no bound and no dequantisation between.
+
+Here the bijection goes from coarse to fine. Each coupling doubles the pixels of the grid: it
+predicts the new ones from those it has, rounds, and leaves the difference to be coded.
+The flow is trained by SVI, and writes to ``--output-dir``
 
 * ``samples.png``: test images, draws from the flow, and draws of independent pixels
 * ``report.md``: code lengths in bits per pixel, beside those of simpler codes
@@ -32,12 +35,10 @@ from pyrogen.diagnostics import plot_images
 from pyrogen.guides import Empty
 from pyrogen.losses import Compiled
 from pyrogen.models import IntegerFlow, LogisticMixtureBase, bits_per_dimension
-from pyrogen.transforms import IntegerCoupling, Squeeze
+from pyrogen.transforms import IntegerCoupling
 
-IMAGE, LEVELS, BATCH = (1, 8, 8), 17, 100
-# The four pixels of a 2 x 2 block are channels; the first two of an order predict the others:
-# diagonal neighbours, a row the other row, a column the other column.
-ORDERS = [[0, 3, 1, 2], [0, 1, 2, 3], [0, 2, 1, 3]]
+SIDE, LEVELS, BATCH = 8, 17, 100
+IMAGE, PIXELS = (SIDE, SIDE), SIDE**2
 NOTES = """\
 The code length of the integer flow is exact; an entropy coder stores an unseen image in that many
 bits for each pixel. A draw may fall outside 0..16, for the flow knows integers, not levels; the
@@ -51,33 +52,47 @@ def load(seed: int) -> dict[str, Tensor]:
     rest, test = train_test_split(scans, test_size=297, random_state=seed)
     train, validation = train_test_split(rest, test_size=200, random_state=seed)
     parts = {"train": train, "validation": validation, "test": test}
-    return {name: torch.as_tensor(x).long().reshape(-1, *IMAGE) for name, x in parts.items()}
+    return {name: torch.as_tensor(x).long() for name, x in parts.items()}
 
 
-def network(channels: int, hidden: int) -> nn.Module:
-    """Predicts pixels from their neighbours: nothing at first, so that the flow starts as none."""
-    last = nn.Conv2d(hidden, channels, 3, padding=1)
+def fineness() -> list[Tensor]:
+    """Masks ``[PIXELS]`` of the pixels that each coupling predicts, from coarse to fine.
+
+    The finest are every other pixel, as on a chessboard, and lie between four known ones. The next
+    are every other row of what is left, whose neighbours are diagonal, and so on.
+    """
+    row, column = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
+    left, masks = torch.ones(SIDE, SIDE, dtype=torch.bool), []
+    for step in (1, 2):
+        for mask in ((row + column) // step % 2 == 1, row // step % 2 == 1):
+            masks.append((mask & left).flatten())
+            left = left & ~mask
+    return masks[::-1]
+
+
+def network(inputs: int, outputs: int, hidden: int) -> nn.Module:
+    """Predicts some pixels from the others: nothing at first, so that the flow starts as none."""
+    last = nn.Linear(hidden, outputs)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
     return nn.Sequential(
-        nn.Conv2d(channels, hidden, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(hidden, hidden, 1),
-        nn.ReLU(),
-        nn.Dropout(0.1),
+        nn.Linear(inputs, hidden), nn.ReLU(), nn.Dropout(0.2),
+        nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(0.2),
         last,
-    )
+    )  # fmt: skip
 
 
-def build(layers: int = 8, hidden: int = 64) -> IntegerFlow:
-    """Couplings of the pixels of 2 x 2 blocks, in changing orders."""
-    shape, chain = (4, 4, 4), []
-    for i in range(layers):
-        order = torch.tensor(ORDERS[i // 2 % len(ORDERS)])
-        coupling = IntegerCoupling(shape, network(2, hidden), swap=bool(i % 2), scale=8.0)
-        chain += [Permute(order, dim=-3), coupling, Permute(order.argsort(), dim=-3)]
-    base = LogisticMixtureBase(shape, num_components=5, loc=8.0, scale=8.0)
-    return IntegerFlow(base, [*chain, Squeeze().inv])
+def build(masks: list[Tensor], hidden: int = 256) -> IntegerFlow:
+    """A coupling for each mask, between independent pixels and images."""
+    chain: list[nn.Module] = []
+    for mask in masks:
+        order = torch.cat([(~mask).nonzero(), mask.nonzero()]).squeeze(-1)
+        kept = int((~mask).sum())
+        predict = network(kept, PIXELS - kept, hidden)
+        coupling = IntegerCoupling(PIXELS, predict, split=kept, scale=8.0)
+        chain += [Permute(order), coupling, Permute(order.argsort())]
+    base = LogisticMixtureBase(PIXELS, num_components=5, loc=8.0, scale=8.0)
+    return IntegerFlow(base, chain)
 
 
 def train(model: IntegerFlow, images: dict[str, Tensor], epochs: int, compile: bool) -> int:
@@ -118,15 +133,15 @@ def code_length(model: IntegerFlow, images: Tensor) -> float:
 
 
 def histograms(images: Tensor, pseudocount: float) -> Tensor:
-    """How often each pixel has each level ``[*IMAGE, LEVELS]``."""
+    """How often each pixel has each level ``[PIXELS, LEVELS]``."""
     counts = nn.functional.one_hot(images, LEVELS).sum(0) + pseudocount
     return counts / counts.sum(-1, keepdim=True)
 
 
 def histogram_bits(frequencies: Tensor, images: Tensor) -> float:
     """Bits for each pixel of images, by a code for independent pixels."""
-    levels = frequencies.log2().expand(len(images), *frequencies.shape)
-    return -levels.gather(-1, images.unsqueeze(-1)).mean().item()
+    bits = -frequencies.log2().gather(-1, images.T)  # [PIXELS, n]
+    return bits.mean().item()
 
 
 def main() -> None:
@@ -145,17 +160,18 @@ def main() -> None:
 
     images = load(options.seed)
     test = images["test"]
-    overall = histograms(images["train"].reshape(-1, 1, 1, 1), 0.1).expand(*IMAGE, LEVELS)
+    overall = histograms(images["train"].reshape(-1, 1), 0.1).expand(PIXELS, LEVELS)
     pixels = histograms(images["train"], 0.1)
     bits = {
         "uniform code": math.log2(LEVELS),
         "one histogram for all pixels": histogram_bits(overall, test),
         "a histogram for each pixel": histogram_bits(pixels, test),
     }
-    for name, layers in (("a logistic mixture for each pixel", 0), ("integer flow", 8)):
+    flows = {"a logistic mixture for each pixel": [], "integer flow": fineness()}
+    for name, masks in flows.items():
         begin = time.perf_counter()
         pyro.clear_param_store()  # of the flow before, whose parameters have the same names
-        model = build(layers)
+        model = build(masks)
         best = train(model, images, epochs, compile=not options.smoke)
         bits[name] = code_length(model, test)
         print(f"{name}: best of {epochs} epochs {best}, {time.perf_counter() - begin:.0f} s")
@@ -164,7 +180,7 @@ def main() -> None:
         draws = model(None, num_samples=500)
     outside = ((draws < 0) | (draws >= LEVELS)).float().mean().item()
     independent = torch.distributions.Categorical(pixels).sample((30,))
-    rows = torch.cat([test[:30], draws[:30].clamp(0, LEVELS - 1), independent]).flatten(1)
+    rows = torch.cat([test[:30], draws[:30].clamp(0, LEVELS - 1), independent])
     figure = plot_images(
         rows, columns=15, title="From the top: test images; draws of the flow; independent pixels"
     )
