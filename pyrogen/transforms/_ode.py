@@ -1,7 +1,8 @@
 r"""Ordinary differential equations between two times, with an error for every way to fail.
 
-Adaptive methods are torchdiffeq's. Explicit methods of fixed steps are written out here, because
-torchdiffeq reads the values of its time grid, which a captured graph cannot do.
+Adaptive methods are torchdiffeq's, and so is the adjoint equation. Explicit methods of fixed steps
+are written out here, because torchdiffeq reads the values of its time grid, which a captured graph
+cannot do; the default adaptive method has a module of its own (``_dopri``), because it is faster.
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ _TABLEAUS: dict[str, tuple[tuple[tuple[float, tuple[float, ...]], ...], tuple[fl
     ),
 }
 FIXED = tuple(_TABLEAUS)
-_LOG_DET = 0.1  # weight of its error: a sum over dimensions, it is rougher than the value
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,42 @@ class Solver:
         """
         if self.steps is not None and not self.adjoint:
             return _fixed(f, state, start, end, self.steps, self.method)
+        self.check_uncaptured()
+        return self._torchdiffeq(f, state, start, end, parameters)
+
+    def check_uncaptured(self) -> None:
+        """Refuses to be captured, for a method whose steps depend on values."""
         if is_recorded():
             raise GraphError(
                 f"the steps of the solver {self.method!r} depend on values; expected fixed steps "
                 'where a program is captured. Give the flow method="rk4" and steps=..., or run the '
                 "program uncompiled with ContinuousFlow(..., compile=True)"
             )
-        return self._torchdiffeq(f, state, start, end, parameters)
+
+    def check_step(self, tried: int, t: float, h: float, slopes: State) -> None:
+        """Refuses to try another step, of size ``h``, where that leads nowhere.
+
+        Args:
+            tried: how many steps were tried before.
+            t: the time reached.
+            h: size of the step.
+            slopes: derivatives at that time.
+        """
+        stuck = abs(h) < torch.finfo(slopes[0].dtype).eps
+        if not stuck and tried < self.max_steps:
+            return
+        if not _finite(slopes):
+            raise _not_finite(t)
+        raise self._too_many(tried, t, h)
+
+    def _too_many(self, tried: int, t: float, h: float, where: str = "from 0 to 1") -> RuntimeError:
+        return RuntimeError(
+            f"{self.method} has made {tried} steps and stands at t = {t:.3g} with step size "
+            f"{h:.1e}; expected at most max_steps = {self.max_steps} {where}. Loosen atol = "
+            f"{self.atol} and rtol = {self.rtol} (below 1e-6 they ask for double precision), "
+            "penalise the kinetic energy or the Jacobian of the dynamics, take fixed steps "
+            '(method="rk4", steps=...), or raise max_steps'
+        )
 
     def _torchdiffeq(
         self, f: Derivative, state: State, start: float, end: float, parameters: Sequence[Tensor]
@@ -127,11 +156,7 @@ class _Watched:
         """Called before each step."""
         stuck = bool(t + dt == t)
         if not _finite(state) or (stuck and not _finite(self._f(t.to(state[0].dtype), state))):
-            raise NonFiniteError(
-                f"the solution of the differential equation is not finite at t = {float(t):.3g}. "
-                "Lower the learning rate, or bound the dynamics (by tanh, or by a penalty on "
-                "their kinetic energy)"
-            )
+            raise _not_finite(float(t))
         self._count("from 0 to 1", t, dt, stuck)
 
     def callback_step_adjoint(self, t: Tensor, state: State, dt: Tensor) -> None:
@@ -142,27 +167,24 @@ class _Watched:
         solver = self._solver
         self._taken[where] += 1
         if solver.steps is None and (stuck or self._taken[where] > solver.max_steps):
-            raise RuntimeError(
-                f"{solver.method} has made {self._taken[where] - 1} steps and stands at t = "
-                f"{float(t):.3g} with step size {float(dt):.1e}; expected at most max_steps = "
-                f"{solver.max_steps} {where}. Loosen atol = {solver.atol} and rtol = {solver.rtol} "
-                "(below 1e-6 they ask for double precision), penalise the kinetic energy or the "
-                'Jacobian of the dynamics, take fixed steps (method="rk4", steps=...), or raise '
-                "max_steps"
-            )
+            raise solver._too_many(self._taken[where] - 1, float(t), float(dt), where)
 
 
 def _finite(state: State) -> bool:
     return all(bool(part.isfinite().all()) for part in state)
 
 
+def _not_finite(t: float) -> NonFiniteError:
+    return NonFiniteError(
+        f"the solution of the differential equation is not finite at t = {t:.3g}. Lower the "
+        "learning rate, or bound the dynamics (by tanh, or by a penalty on their kinetic energy)"
+    )
+
+
 @torch.no_grad()  # no gradient through the choice of the first step
 def _norm(state: State) -> Tensor:
-    """The larger of the root mean squares of value and (with less weight) log-determinant; costs
-    go along.
-    """
-    sizes = [part.square().mean().sqrt() for part in state[:2]]
-    return torch.stack([w * size for w, size in zip((1.0, _LOG_DET), sizes, strict=False)]).max()
+    """The largest element of value and log-determinant; costs go along."""
+    return torch.stack([part.abs().amax() for part in state[:2]]).amax()
 
 
 def _fixed(f: Derivative, state: State, start: float, end: float, steps: int, method: str) -> State:

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrogen.transforms._bijection import Bijection
+from pyrogen.transforms._dopri import Inputs, solve
 from pyrogen.transforms._field import CompiledField, Field, probe_like
 from pyrogen.transforms._ode import ADAPTIVE, FIXED, Solver, is_recorded
 
@@ -44,6 +45,13 @@ class Solution(NamedTuple):
         kinetic: the integral of the squared speed.
         jacobian: the integral of the squared Frobenius norm of the Jacobian (its estimate where
             the trace is estimated).
+
+    Example:
+        >>> from pyrogen.nn import TimeMLP
+        >>> flow = ContinuousFlow(TimeMLP(2, hidden=(16,)), method="rk4", steps=4)
+        >>> solution = flow.solve(torch.randn(5, 2))
+        >>> solution.value.shape, solution.kinetic.shape
+        (torch.Size([5, 2]), torch.Size([5]))
     """
 
     value: Tensor
@@ -67,8 +75,8 @@ class ContinuousFlow(Bijection):
         method: adaptive (``"dopri5"``, ``"dopri8"``, ``"bosh3"``, ``"fehlberg2"``,
             ``"adaptive_heun"``) or of fixed steps (``"rk4"``, ``"midpoint"``, ``"euler"``). A
             program with fixed steps can be captured (``losses.Compiled``).
-        atol: absolute tolerance of an adaptive method, per step, for the root mean square of the
-            value over the batch; the log-determinant may err by ten times as much.
+        atol: absolute tolerance of an adaptive method, per step, for every element of the value and
+            every log-determinant: an estimated error may be ``atol + rtol * |element|``.
         rtol: relative tolerance, likewise.
         steps: number of fixed steps; only for fixed methods, and required there.
         max_steps: how many steps an adaptive method may take.
@@ -172,7 +180,20 @@ class ContinuousFlow(Bijection):
     ) -> tuple[Tensor, ...]:
         x, context = self._expanded(x, context)
         hutchinson = self.trace == "hutchinson" and terms > 1
-        probe = probe_like(x, self.probe) if hutchinson else None
+        inputs = Inputs(x, probe_like(x, self.probe) if hutchinson else None, context)
+        start, end = (1.0, 0.0) if inverse else (0.0, 1.0)
+        if self.solver.method == "dopri5" and not self.solver.adjoint:
+            self.solver.check_uncaptured()
+            solution, self.num_evaluations = solve(
+                self._field(terms), inputs, start, end, self.solver
+            )
+            value, *sums = solution
+        else:
+            value, *sums = self._solve(inputs, start, end, terms)
+        return (value, *(-total if inverse else total for total in sums))
+
+    def _solve(self, inputs: Inputs, start: float, end: float, terms: int) -> tuple[Tensor, ...]:
+        x, probe, context = inputs
         field = self._field(terms)
         self.num_evaluations = 0
 
@@ -182,13 +203,11 @@ class ContinuousFlow(Bijection):
             return derivatives
 
         zero = x.new_zeros(x.shape[: x.dim() - self.domain.event_dim])
-        start, end = (1.0, 0.0) if inverse else (0.0, 1.0)
         dependencies: list[Tensor] = [p for p in self.dynamics.parameters() if p.requires_grad]
         if context is not None and context.requires_grad:
             dependencies.append(context)
         state = (x, *(zero for _ in range(terms - 1)))
-        value, *sums = self.solver.solve(derivative, state, start, end, dependencies)
-        return (value, *(-total if inverse else total for total in sums))
+        return self.solver.solve(derivative, state, start, end, dependencies)
 
     def _expanded(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Both with the batch dimensions that they have together."""
@@ -217,7 +236,11 @@ class ContinuousFlow(Bijection):
         return self._fields[terms]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_fields": {}}  # graphs are made anew where they are needed
+        return {
+            **self.__dict__,
+            "_fields": {},
+            "_integrators": {},
+        }  # graphs are made anew where they are needed
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

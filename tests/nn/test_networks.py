@@ -10,7 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pyrogen.nn import MLP, ConvDecoder, ConvEncoder, OneHot
+from pyrogen.nn import MLP, ConvDecoder, ConvEncoder, OneHot, TimeMLP
+
+
+class AtOneTime(TimeMLP):
+    """A field of the state alone."""
+
+    @property
+    def out_shape(self):
+        return self.in_shape
+
+    def forward(self, x):
+        return super().forward(x, torch.tensor(0.3, dtype=self.of_state.weight.dtype))
+
 
 NETWORKS = {
     "mlp": lambda: MLP(6, 4, hidden=(8, 8)),
@@ -23,6 +35,9 @@ NETWORKS = {
     "decoder_without_channels": lambda: ConvDecoder(3, (7, 9), channels=(4, 4, 4)),
     "decoder_classes": lambda: ConvDecoder(3, (2, 6, 5), channels=(4,), num_classes=3),
     "decoder_affine": lambda: ConvDecoder(3, (2, 4, 4), channels=()),
+    "field": lambda: AtOneTime(3, hidden=(8, 8)),
+    "field_events": lambda: AtOneTime((2, 3), hidden=(8,)),
+    "field_affine_constant": lambda: AtOneTime(3, hidden=(), frequencies=0),
     "decoder_affine_classes": lambda: ConvDecoder(3, (4, 4), channels=(), num_classes=3),
 }
 

@@ -16,6 +16,7 @@ from pyrogen.errors import GraphError, NonFiniteError
 from pyrogen.graph import Captured
 from pyrogen.nn import TimeMLP
 from pyrogen.transforms import ContinuousFlow, ContinuousSphereFlow
+from pyrogen.transforms._dopri import _WEIGHTS, _moved, _Record, _stages
 from pyrogen.transforms._field import Field
 from tests.statistics import assert_mean_close
 
@@ -102,6 +103,34 @@ def test_gradients_of_a_linear_flow(options):
     ((w * y).sum() + log_det.sum()).backward()
     torch.testing.assert_close(flow.dynamics.matrix.grad, expected, atol=1e-7, rtol=1e-7)
     torch.testing.assert_close(x.grad, w @ torch.matrix_exp(a.detach()), atol=1e-7, rtol=1e-7)
+
+
+def test_a_step_of_dormand_and_prince_is_its_stability_polynomial():
+    """For x' = x it is the series of exp(h) to order 5, and h^6 / 600."""
+    x, h = torch.ones(1, dtype=torch.float64), 0.7
+    stages = _stages(lambda x, t: (x,), x, (x,), _Record([], 0.0, h))
+    (end,) = _moved((x,), stages, _WEIGHTS, h)
+    series = sum(h**k / math.factorial(k) for k in range(6)) + h**6 / 600
+    assert float(end) == pytest.approx(series, abs=1e-14)
+
+
+def test_tolerances_hold_for_each_element_and_for_the_log_determinant():
+    """Errors of steps add up; field and trace have slopes below 1, so they grow by at most e."""
+    network = TimeMLP(3, (8, 8)).double()
+    with torch.no_grad():
+        network.layers[-1].weight.mul_(10)
+    x = 2 * torch.randn(64, 3, dtype=torch.float64)
+    worst = []
+    for tolerance in (1e-3, 1e-8):
+        flow = ContinuousFlow(network, atol=tolerance, rtol=tolerance)
+        with torch.no_grad():
+            found = flow.forward_and_log_det(x)
+            exact = ContinuousFlow(network, **TIGHT).forward_and_log_det(x)
+        steps = (flow.num_evaluations - 1) / 6
+        excess = [((a - b).abs() / (1 + b.abs())).max() for a, b in zip(found, exact, strict=True)]
+        worst.append(max(excess) / tolerance)
+        assert worst[-1] < steps * math.e
+    assert min(worst) > 1e-3  # and no more work is done than was asked for
 
 
 @pytest.mark.parametrize(
