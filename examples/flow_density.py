@@ -55,7 +55,7 @@ FLOWS: dict[str, Callable[[], Any]] = {
     "MAF": partial(models.maf, 2, num_layers=8),
     "IAF": partial(models.iaf, 2, num_layers=8),
     "NSF": partial(models.nsf, 2),
-    "FFJORD": partial(models.ffjord, 2, solver={"method": "rk4", "steps": 8}),
+    "FFJORD": partial(models.ffjord, 2, solver={"atol": 1e-3, "rtol": 1e-3, "compile": True}),
     "Gaussianization": gaussianization,
 }
 

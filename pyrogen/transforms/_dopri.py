@@ -18,9 +18,10 @@ sizes. For a compiled field it is written out: from :math:`\bar x'`, for :math:`
 
 so that only the :math:`x_i` are kept, and no graph of autograd.
 
-torchdiffeq has the same tableau. There, a step of a small field spends more time between the
-operations than in them, and fits a polynomial that nobody asks for: with a compiled field of two
-dimensions, training took about twice as long (``benchmarks/flows_zuko.py`` measures it here).
+torchdiffeq has the same tableau, but keeps a graph of autograd for each operation of each step, and
+fits a polynomial that nobody asks for. Along a compiled field of 2 or 6 dimensions (two layers of
+64 units, a batch of 256, one CPU thread), with as many evaluations, its training step took 1.4
+times as long.
 
 References: J. R. Dormand, P. J. Prince, *A family of embedded Runge-Kutta formulae*, 1980
 (doi:10.1016/0771-050X(80)90013-3).
