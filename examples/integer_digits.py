@@ -11,7 +11,7 @@ The flow is trained by SVI, and writes to ``--output-dir``
 * ``samples.png``: test images, draws from the flow, and draws of independent pixels
 * ``report.md``: code lengths in bits per pixel, beside those of simpler codes
 
-    python examples/integer_digits.py [--epochs 100]
+    python examples/integer_digits.py [--epochs 150]
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import copy
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import pyro
 import torch
@@ -84,7 +85,7 @@ def network(inputs: int, outputs: int, hidden: int) -> nn.Module:
 
 def build(masks: list[Tensor], hidden: int = 512) -> IntegerFlow:
     """A coupling for each mask, between independent pixels and images."""
-    chain: list[nn.Module] = []
+    chain: list[Any] = []
     for mask in masks:
         order = torch.cat([(~mask).nonzero(), mask.nonzero()]).squeeze(-1)
         kept = int((~mask).sum())
@@ -150,7 +151,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/integer_digits"))
-    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--epochs", type=int, default=150)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true", help="one epoch, to see that it runs")
     options = parser.parse_args()

@@ -261,8 +261,8 @@ def disc(point: Tensor, pixels: int) -> tuple[Tensor, tuple[float, float, float,
 def report(rows: dict[str, dict[str, float]], places: int) -> str:
     """The figures as a page of Markdown."""
     lines = [
-        f"| {name} | {row['divergence']:.4f} | {row['mass']:.4f} | {row['dense']:.2f} | "
-        f"{row['empty']:.2f} |"
+        f"| {name} | {row['divergence']:.4f} | {row['mass']:.4f} | {row['dense']:.3g} | "
+        f"{row['empty']:.3g} |"
         for name, row in rows.items()
     ]
     return "\n".join(
