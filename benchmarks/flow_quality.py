@@ -12,8 +12,7 @@ more than its Monte Carlo error allows; the best is above it by at most 0.03 nat
 Gaussians and the moons, and by 0.1 on the checkerboard, whose edges no smooth density can follow.
 
 Planar, radial and Sylvester flows and BNAF map the data to the base here: they have a density,
-but no draws. The continuous flow is judged by finer
-steps than those it is trained with.
+but no draws. The continuous flow is judged by finer steps than those it is trained with.
 
     python benchmarks/flow_quality.py [--flows nsf maf] [--toys moons] [--steps 2000] [--jobs 2]
 
@@ -71,7 +70,7 @@ def towards_base(make: Callable[[], Any], num_layers: int) -> Flow:
     return Flow(2, [Inverse(make()) for _ in range(num_layers)])
 
 
-def bnaf() -> transforms.BlockAutoregressive:
+def bnaf() -> Any:
     """A block neural autoregressive flow. Pyro's cannot be captured as a graph."""
     return transforms.block_autoregressive(2, hidden_factors=[24, 24])
 

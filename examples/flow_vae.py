@@ -9,7 +9,7 @@ posterior is known on a grid. Written to ``--output-dir``:
 * ``posteriors.png``: for some images the exact posterior, and draws of each guide
 * ``report.md``: ELBO, IWAE bound of 5000 draws and, for two latent units, the log-likelihood itself
 
-    python examples/flow_vae.py [--latent-dims 2 16] [--epochs 200]
+    python examples/flow_vae.py [--latent-dims 2 16] [--epochs 100]
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ In nats per test image, higher is better; each model is measured with the guide 
 The ELBO falls short of the log-likelihood by KL(q to the posterior); the IWAE bound comes close to
 the log-likelihood for any guide that covers the posterior, so the distance between the two is what
 the guide loses. With two latent units the log-likelihood is also computed on a grid, and with it
-KL(q to the posterior) for as many training images. On those the encoder is well practised, and what
-is lost is the fault of the shape; on test images much is the encoder's, which no flow can mend."""
+KL(q to the posterior) for as many training images. Those the encoder knows; on test images more of
+the loss is due to the encoder, which may miss where the posterior is, and no flow mends that."""
 
 
 def load(seed: int) -> dict[str, Tensor]:
@@ -247,7 +247,7 @@ def main() -> None:
     )
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/flow_vae"))
     parser.add_argument("--latent-dims", type=int, nargs="+", default=[2, 16])
-    parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--num-images", type=int, default=100, help="to measure on")
     parser.add_argument("--particles", type=int, default=5000, help="of the IWAE bound")
     parser.add_argument("--pixels", type=int, default=400, help="of the grid of two latent units")

@@ -21,6 +21,7 @@ import copy
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import pyro
 import torch
@@ -76,15 +77,15 @@ def network(inputs: int, outputs: int, hidden: int) -> nn.Module:
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
     return nn.Sequential(
-        nn.Linear(inputs, hidden), nn.ReLU(), nn.Dropout(0.2),
-        nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(0.2),
+        nn.Linear(inputs, hidden), nn.ReLU(), nn.Dropout(0.4),
+        nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(0.4),
         last,
     )  # fmt: skip
 
 
-def build(masks: list[Tensor], hidden: int = 256) -> IntegerFlow:
+def build(masks: list[Tensor], hidden: int = 512) -> IntegerFlow:
     """A coupling for each mask, between independent pixels and images."""
-    chain: list[nn.Module] = []
+    chain: list[Any] = []
     for mask in masks:
         order = torch.cat([(~mask).nonzero(), mask.nonzero()]).squeeze(-1)
         kept = int((~mask).sum())
@@ -102,7 +103,7 @@ def train(model: IntegerFlow, images: dict[str, Tensor], epochs: int, compile: b
         {
             "optimizer": torch.optim.Adam,
             # The mixtures have far to go: most pixels of the border are always 0.
-            "optim_args": lambda name: {"lr": 3e-2 if name.startswith("base") else 1e-3},
+            "optim_args": lambda name: {"lr": 3e-2 if name.startswith("base") else 2e-3},
             "T_max": epochs,
         }
     )
