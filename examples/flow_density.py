@@ -208,7 +208,12 @@ def picture(rows: dict[str, dict[str, Panels]]) -> Any:
 def report(rows: dict[str, dict[str, Panels]]) -> str:
     """The divergences as a page of Markdown."""
     toys = list(next(iter(rows.values())))
-    lines = ["# KL(p to q) in nats", "", f"| flow | {' | '.join(toys)} |", "|---" * (len(toys) + 1) + "|"]
+    lines = [
+        "# KL(p to q) in nats",
+        "",
+        f"| flow | {' | '.join(toys)} |",
+        "|---" * (len(toys) + 1) + "|",
+    ]
     for name, panels in rows.items():
         lines.append(
             f"| {name} | " + " | ".join(f"{panels[t].divergence:.4f}" for t in toys) + " |"
