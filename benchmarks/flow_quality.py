@@ -88,7 +88,7 @@ def continuous(tolerance: float) -> Flow:
 
 
 RECIPES = {
-    "nsf": Recipe(partial(nsf, 2, num_layers=6, num_bins=16, bound=6.0)),
+    "nsf": Recipe(partial(nsf, 2, num_layers=6, num_bins=16, bound=6.0), batch=1024),
     "ffjord": Recipe(
         partial(continuous, 1e-3), 5e-3, 2000, 256, judge=partial(continuous, FINE), compiled=False
     ),

@@ -248,7 +248,7 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/flow_vae"))
     parser.add_argument("--latent-dims", type=int, nargs="+", default=[2, 16])
     parser.add_argument("--epochs", type=int, default=100)
-    parser.add_argument("--num-images", type=int, default=100, help="to measure on")
+    parser.add_argument("--num-images", type=int, default=50, help="to measure on")
     parser.add_argument("--particles", type=int, default=5000, help="of the IWAE bound")
     parser.add_argument("--pixels", type=int, default=400, help="of the grid of two latent units")
     parser.add_argument("--seed", type=int, default=0)
