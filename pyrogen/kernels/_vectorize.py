@@ -64,7 +64,68 @@ class _Vectorizable(TorchFunctionMode):
             return args[0].detach()
         if func is Tensor.__setitem__ and _is_mask_of(args[1], args[0]) and _is_number(args[2]):
             return args[0].masked_fill_(args[1], args[2])
+        if func is torch.linalg.solve_triangular and not (kwargs or {}).get("out"):
+            return _solve_triangular(*args, **kwargs)
         return func(*args, **(kwargs or {}))
+
+
+def _solve_triangular(
+    a: Tensor, b: Tensor, *, upper: bool, left: bool = True, unitriangular: bool = False
+) -> Tensor:
+    if not left:  # X A = B is A' X' = B'
+        flags = {"upper": not upper, "unitriangular": unitriangular}
+        return _solve_triangular(a.mT, b.mT, **flags).mT
+    solution: Tensor = _SolveTriangular.apply(a, b, upper, unitriangular)
+    return solution
+
+
+class _SolveTriangular(torch.autograd.Function):
+    """``A X = B``. ``vmap`` alone would copy a matrix common to all chains for each of them."""
+
+    @staticmethod
+    def forward(a: Tensor, b: Tensor, upper: bool, unitriangular: bool) -> Tensor:
+        flags = {"upper": upper, "unitriangular": unitriangular}
+        solution: Tensor = torch.linalg.solve_triangular(a, b, **flags)
+        return solution
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.upper, ctx.unitriangular = inputs[2:]
+        ctx.save_for_backward(inputs[0], inputs[1], output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        a, b, solution = ctx.saved_tensors
+        of_b = torch.linalg.solve_triangular(
+            a.mH, gradient, upper=not ctx.upper, unitriangular=ctx.unitriangular
+        )
+        diagonal = int(ctx.unitriangular)
+        of_a = -of_b @ solution.mH
+        of_a = of_a.triu(diagonal) if ctx.upper else of_a.tril(-diagonal)
+        return of_a.sum_to_size(a.shape), of_b.sum_to_size(b.shape), None, None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], a: Tensor, b: Tensor, *flags: bool
+    ) -> tuple[Tensor, int]:
+        """Chains that share the matrix are columns of one right-hand side."""
+        of_a, of_b = in_dims[:2]
+        if of_a is None and of_b is not None:
+            columns = b.movedim(of_b, -1)
+            solution = _SolveTriangular.apply(a, columns.flatten(-2), *flags)
+            return solution.unflatten(-1, columns.shape[-2:]), -1
+        rank = max(a.dim() - (of_a is not None), b.dim() - (of_b is not None))
+        a, b = _in_front(a, of_a, rank), _in_front(b, of_b, rank)
+        return _SolveTriangular.apply(a, b, *flags), 0
+
+
+def _in_front(tensor: Tensor, dim: int | None, rank: int) -> Tensor:
+    """The dimension ``dim`` before all others, of which there are ``rank``."""
+    if dim is None:
+        return tensor
+    moved = tensor.movedim(dim, 0)
+    missing = (1,) * (rank + 1 - moved.dim())
+    return moved.reshape(moved.shape[0], *missing, *moved.shape[1:])
 
 
 def _is_mask_of(index: Any, tensor: Tensor) -> bool:
