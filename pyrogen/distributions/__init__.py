@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pyrogen.distributions.continuous_bernoulli import ContinuousBernoulli
 from pyrogen.distributions.discretized_logistic import DiscretizedLogisticMixture
+from pyrogen.distributions.energy import EnergyBased, unnormalized
 from pyrogen.distributions.flow import FlowDistribution
 from pyrogen.distributions.quantized import Quantized
 from pyrogen.distributions.sphere import UniformSphere
@@ -14,8 +15,10 @@ __all__ = [
     "ContinuousBernoulli",
     "DiscretizedLogisticMixture",
     "EightGaussians",
+    "EnergyBased",
     "FlowDistribution",
     "Quantized",
     "TwoMoons",
     "UniformSphere",
+    "unnormalized",
 ]

@@ -1,0 +1,140 @@
+"""Objectives that score a site without its log-density, within any ELBO."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from pyro.distributions import TorchDistribution
+from pyro.infer import ELBO, Trace_ELBO
+from pyro.poutine.messenger import Messenger
+from torch import Size, Tensor
+from torch.distributions import constraints
+
+from pyrogen.distributions import EnergyBased
+
+__all__ = ["ScoringELBO"]
+
+Score = Callable[[Tensor], Tensor]
+
+
+class ScoringELBO(ELBO):
+    r"""An ELBO in which sites of one kind are scored by a surrogate of their log-density.
+
+    In the estimate :math:`\mathbb{E}_q[\log p(x, z) - \log q(z)]` the term of each such site of the
+    model is replaced by :meth:`score`, whose gradient is what the site is trained by. Plates, scales
+    and masks weight it as they weight a log-density, and every other site is scored as ever, so that
+    one program may mix both.
+
+    Args:
+        elbo: the estimate that the surrogate enters; ``Trace_ELBO()`` by default.
+
+    Attributes:
+        kind: the distributions that are scored so.
+    """
+
+    kind: ClassVar[type[TorchDistribution]] = EnergyBased
+
+    def __init__(self, elbo: ELBO | None = None) -> None:
+        self.elbo: Any = Trace_ELBO() if elbo is None else elbo
+        if not isinstance(self.elbo, ELBO):
+            raise TypeError(f"elbo: expected an ELBO, got {type(elbo).__name__}")
+        super().__init__(num_particles=self.elbo.num_particles)
+
+    @abstractmethod
+    def score(self, name: str, fn: Any, value: Tensor) -> Tensor:
+        """What stands for the log-density.
+
+        Args:
+            name: of the site.
+            fn: its distribution, already expanded by its plates.
+            value: ``[*batch, *event]``.
+
+        Returns:
+            ``[*batch]``, a function of the parameters of ``fn`` and, where the value depends on
+            parameters, of the value.
+        """
+
+    def loss(self, model: Callable[..., Any], guide: Any, *args: Any, **kwargs: Any) -> Any:
+        """The estimate, without gradient."""
+        return self._in_place(self.elbo.loss, model, guide, args, kwargs)
+
+    def differentiable_loss(
+        self, model: Callable[..., Any], guide: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """The estimate as a tensor with a gradient."""
+        return self._in_place(self.elbo.differentiable_loss, model, guide, args, kwargs)
+
+    def loss_and_grads(
+        self, model: Callable[..., Any], guide: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """The estimate; its gradient is added to the parameters."""
+        return self._in_place(self.elbo.loss_and_grads, model, guide, args, kwargs)
+
+    def _in_place(
+        self, method: Any, model: Callable[..., Any], guide: Any, args: Any, kwargs: Any
+    ) -> Any:
+        scoring = _Scoring(self)
+        result = method(scoring(model), guide, *args, **kwargs)
+        if not scoring.found:
+            raise ValueError(
+                f"{type(self).__name__}: expected a model with a site of {self.kind.__name__}, got "
+                "none; an ordinary ELBO trains this one"
+            )
+        return result
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        return self.elbo._get_trace(_Scoring(self)(model), guide, args, kwargs)
+
+
+class _Scoring(Messenger):  # type: ignore[misc]
+    """Gives sites of the objective's kind the surrogate for a log-density."""
+
+    def __init__(self, objective: ScoringELBO) -> None:
+        super().__init__()
+        self._objective = objective
+        self.found: set[str] = set()
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        fn, name, kind = msg["fn"], msg["name"], self._objective.kind
+        if isinstance(fn, kind):
+            self.found.add(name)
+            msg["fn"] = _Scored(fn, lambda value: self._objective.score(name, fn, value))
+        elif _contains(fn, kind):
+            raise ValueError(
+                f"site {name!r}: expected {kind.__name__} itself, got {type(fn).__name__} around "
+                "it; give the base its event dimensions (base.to_event(...)) and mask the site "
+                "with poutine.mask"
+            )
+
+
+def _contains(fn: Any, kind: type) -> bool:
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+        if isinstance(fn, kind):
+            return True
+    return False
+
+
+class _Scored(TorchDistribution):
+    """A distribution with a surrogate for its log-density."""
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+
+    def __init__(self, fn: Any, score: Score) -> None:
+        self._fn, self._score = fn, score
+        super().__init__(fn.batch_shape, fn.event_shape, validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        return self._fn.support
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self._score(value)
+
+    def sample(self, sample_shape: Any = Size()) -> Tensor:
+        with torch.no_grad():
+            drawn: Tensor = self._fn.sample(sample_shape)
+        return drawn
