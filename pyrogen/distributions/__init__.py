@@ -8,6 +8,7 @@ from pyrogen.distributions.energy import EnergyBased, unnormalized
 from pyrogen.distributions.flow import FlowDistribution
 from pyrogen.distributions.harmonium import Harmonium
 from pyrogen.distributions.joint_units import JointUnits
+from pyrogen.distributions.markov_field import InteractionGraph, MarkovField
 from pyrogen.distributions.quantized import Quantized
 from pyrogen.distributions.sphere import UniformSphere
 from pyrogen.distributions.spin import Spin
@@ -31,7 +32,9 @@ __all__ = [
     "FlowDistribution",
     "GaussianUnits",
     "Harmonium",
+    "InteractionGraph",
     "JointUnits",
+    "MarkovField",
     "Quantized",
     "Spin",
     "SpinUnits",
