@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-import torch
 from pyro.distributions import TorchDistribution
 from pyro.infer import ELBO, Trace_ELBO
 from pyro.poutine.messenger import Messenger
@@ -24,9 +23,9 @@ class ScoringELBO(ELBO):
     r"""An ELBO in which sites of one kind are scored by a surrogate of their log-density.
 
     In the estimate :math:`\mathbb{E}_q[\log p(x, z) - \log q(z)]` the term of each such site of the
-    model is replaced by :meth:`score`, whose gradient is what the site is trained by. Plates, scales
-    and masks weight it as they weight a log-density, and every other site is scored as ever, so that
-    one program may mix both.
+    model is replaced by :meth:`score`, whose gradient is what the site is trained by. Plates,
+    scales and masks weight it as they weight a log-density, and every other site is scored as ever,
+    so that one program may mix both.
 
     Args:
         elbo: the estimate that the surrogate enters; ``Trace_ELBO()`` by default.
@@ -134,7 +133,5 @@ class _Scored(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         return self._score(value)
 
-    def sample(self, sample_shape: Any = Size()) -> Tensor:
-        with torch.no_grad():
-            drawn: Tensor = self._fn.sample(sample_shape)
-        return drawn
+    def sample(self, sample_shape: Sequence[int] = Size()) -> Tensor:
+        return self._fn.sample(Size(sample_shape))  # type: ignore[no-any-return]
