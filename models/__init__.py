@@ -11,6 +11,7 @@ from pyrogen.models.conditional_flow import ConditionalFlow
 from pyrogen.models.energy_model import EnergyModel
 from pyrogen.models.flow import Flow, bits_per_dimension
 from pyrogen.models.integer_flow import IntegerFlow, LogisticMixtureBase
+from pyrogen.models.ising import Ising, Potts
 from pyrogen.models.likelihoods import (
     LIKELIHOODS,
     Bernoulli,
@@ -19,6 +20,7 @@ from pyrogen.models.likelihoods import (
     Likelihood,
     Normal,
 )
+from pyrogen.models.restricted_boltzmann_machine import RestrictedBoltzmannMachine
 from pyrogen.models.spherical_flow import SphericalFlow
 from pyrogen.models.vae import VAE
 
@@ -32,9 +34,12 @@ __all__ = [
     "EnergyModel",
     "Flow",
     "IntegerFlow",
+    "Ising",
     "Likelihood",
     "LogisticMixtureBase",
     "Normal",
+    "Potts",
+    "RestrictedBoltzmannMachine",
     "SphericalFlow",
     "bits_per_dimension",
     "ffjord",

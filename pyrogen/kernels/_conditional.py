@@ -67,6 +67,7 @@ class Conditional(Kernel):
     """
 
     kind: ClassVar[type[EnergyBased]]
+    can_diverge: ClassVar[bool] = False
 
     def __init__(
         self, model: Callable[..., Any] | EnergyBased | None = None, *, compile: bool = True
@@ -104,19 +105,17 @@ class Conditional(Kernel):
                 f"site {name!r}: {type(self).__name__} expected a {self.kind.__name__}, got "
                 f"{type(fn).__name__}"
             )
+        fn = fn.unexpanded()
         return _target(name, fn, lambda *_: ConditionalPotential(fn))
 
     def target(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]
     ) -> Target:
         """The energy-based site of the model."""
-        if self.model is None:
-            raise ValueError(
-                f"expected a model to sample: {type(self).__name__}(model), got none, which is for "
-                "objectives"
-            )
+        self.check_target()
         name, fn = self._checked_site(args, kwargs)
-        return _target(name, fn, _SitePotential(self.model, name), (tuple(args), dict(kwargs)))
+        potential = _SitePotential(self.model, name)
+        return _target(name, fn, potential, (tuple(args), dict(kwargs)))
 
     def _checked_site(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, Any]:
         with poutine.block(), up_to_a_constant():
@@ -171,7 +170,7 @@ class _Site:
 class _SitePotential:
     """Runs the model up to its energy-based site, whose parameters are read at every call."""
 
-    def __init__(self, model: Callable[..., Any], name: str) -> None:
+    def __init__(self, model: Any, name: str) -> None:
         self._model, self._name = model, name
 
     def __call__(self, layout: Layout, arguments: Any, vectorized: bool) -> ConditionalPotential:
@@ -211,7 +210,7 @@ def _target(name: str, fn: Any, make_potential: Any, arguments: Any = ()) -> Tar
         dtype = next(
             x.dtype for x in vars(fn).values() if isinstance(x, Tensor) and x.is_floating_point()
         )
-    transforms = {} if example.is_floating_point() else {name: _Whole(fn.units)}
+    transforms = {} if example.is_floating_point() else {name: _Whole(fn.units, dtype)}
     return Target(
         layout=((name, tuple(fn.shape())),),
         make_potential=make_potential,
@@ -229,12 +228,12 @@ class _Whole(Transform):
     codomain = constraints.real
     bijective = True
 
-    def __init__(self, units: Units) -> None:
+    def __init__(self, units: Units, dtype: torch.dtype) -> None:
         super().__init__()
-        self._units = units
+        self._units, self._dtype = units, dtype
 
     def _call(self, x: Tensor) -> Tensor:
-        return x.to(torch.get_default_dtype())
+        return x.to(self._dtype)
 
     def _inverse(self, y: Tensor) -> Tensor:
         return self._units.value(y)
