@@ -140,7 +140,7 @@ class MarkovField(EnergyBased):
     Args:
         graph: which sites are bound.
         coupling: :math:`J`, ``[]`` or ``[edges]``.
-        field: :math:`\eta`, ``[sites * features]``: one feature a site, but for categorical units,
+        bias: :math:`\eta`, ``[sites * features]``: one feature a site, but for categorical units,
             which have one a level.
         units: ``"spin"``, ``"bernoulli"``, or :class:`~pyrogen.distributions.Units` of finitely
             many states.
@@ -164,33 +164,33 @@ class MarkovField(EnergyBased):
         self,
         graph: InteractionGraph,
         coupling: Tensor,
-        field: Tensor,
+        bias: Tensor,
         units: str | Units = "spin",
         sampler: Callable[[Any, Size], Tensor] | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        self.graph, self.coupling, self.field = graph.to(field.device), coupling, field
+        self.graph, self.coupling, self.bias = graph.to(bias.device), coupling, bias
         self.units = as_units(units)
         sites, bonds = graph.num_sites, len(graph.edges)
-        if field.dim() != 1 or self.units.num_units(len(field)) != sites:
+        if bias.dim() != 1 or self.units.num_units(len(bias)) != sites:
             raise ValueError(
-                f"field: expected [{self.units.size(sites)}] for {sites} sites, got "
-                f"{list(field.shape)}"
+                f"bias: expected [{self.units.size(sites)}] for {sites} sites, got "
+                f"{list(bias.shape)}"
             )
         if coupling.shape not in {(), (bonds,)}:
             raise ValueError(f"coupling: expected [] or [{bonds}], got {list(coupling.shape)}")
         if not self.units.discrete:
             raise ValueError(f"units: expected units of finitely many states, got {units!r}")
         super().__init__(
-            self._tilt, self.units.law(field), sampler=sampler, validate_args=validate_args
+            self._tilt, self.units.law(bias), sampler=sampler, validate_args=validate_args
         )
 
     def _tilt(self, value: Tensor) -> Tensor:
-        return -self.interaction(value) - self.units.log_partition(self.field)
+        return -self.interaction(value) - self.units.log_partition(self.bias)
 
     def features(self, value: Tensor) -> Tensor:
         """The features of each site, ``[*, sites, features of one]``."""
-        flat = self.units.features(value, self.field)
+        flat = self.units.features(value, self.bias)
         features: Tensor = flat.unflatten(-1, (self.graph.num_sites, -1))
         return features
 
@@ -203,7 +203,7 @@ class MarkovField(EnergyBased):
 
     def unnormalized_log_prob(self, value: Tensor) -> Tensor:
         """The exponent above, ``[*]``."""
-        own = self.units.features(value, self.field) @ self.field
+        own = self.units.features(value, self.bias) @ self.bias
         return own + self.interaction(value)
 
     def natural(self, value: Tensor, sites: Tensor) -> Tensor:
@@ -212,7 +212,7 @@ class MarkovField(EnergyBased):
         around = features[..., self.graph.neighbours[sites], :]
         bonds = self.coupling.expand(len(self.graph.edges))
         strength = torch.cat([bonds, bonds.new_zeros(1)])[self.graph.bonds[sites]]
-        own = self.field.unflatten(0, (self.graph.num_sites, -1))[sites]
+        own = self.bias.unflatten(0, (self.graph.num_sites, -1))[sites]
         natural: Tensor = own + (strength.unsqueeze(-1) * around).sum(-2)
         return natural.flatten(-2)
 
@@ -234,9 +234,9 @@ class MarkovField(EnergyBased):
             beta: 0 for independent sites, 1 for this field.
             bias: the natural parameters of the independent sites; by default those of this field.
         """
-        start = self.field if bias is None else bias
-        field = start + beta * (self.field - start)
-        return MarkovField(self.graph, beta * self.coupling, field, self.units)
+        start = self.bias if bias is None else bias
+        changed = start + beta * (self.bias - start)
+        return MarkovField(self.graph, beta * self.coupling, changed, self.units)
 
     def harmonium(self) -> Harmonium:
         """The same law as a machine of two sides, the sites of one colour against the others.
@@ -249,7 +249,7 @@ class MarkovField(EnergyBased):
                 f"expected a graph of two colours, got {len(self.graph.colours)}; a periodic "
                 "lattice has two if its sizes are even"
             )
-        width = len(self.field) // self.graph.num_sites
+        width = len(self.bias) // self.graph.num_sites
         bonds = self.coupling.expand(len(self.graph.edges))
         one, other = self.graph.edges.unbind(-1)
         dense = bonds.new_zeros(self.graph.num_sites, self.graph.num_sites)
@@ -257,11 +257,11 @@ class MarkovField(EnergyBased):
         dense = dense + dense.T
         first, second = self.graph.colours
         eye = torch.eye(width, dtype=bonds.dtype, device=bonds.device)
-        field = self.field.unflatten(0, (-1, width))
+        bias = self.bias.unflatten(0, (-1, width))
         return Harmonium(
             torch.kron(dense[first][:, second].contiguous(), eye),
-            field[first].flatten(),
-            field[second].flatten(),
+            bias[first].flatten(),
+            bias[second].flatten(),
             self.units,
             self.units,
         )
@@ -296,10 +296,10 @@ class MarkovField(EnergyBased):
             return states[drawn].reshape(*shape, -1)
 
     def _states(self) -> Tensor:
-        bits = self.units.log_num_states(len(self.field))
+        bits = self.units.log_num_states(len(self.bias))
         if bits > _MOST_BITS:
             raise ValueError(
                 f"expected at most 2^{_MOST_BITS} states to enumerate, got 2^{bits:.4g}; estimate "
                 "log Z by diagnostics.ais"
             )
-        return self.units.states(len(self.field), self.field)
+        return self.units.states(len(self.bias), self.bias)

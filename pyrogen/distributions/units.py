@@ -144,7 +144,7 @@ class BernoulliUnits(Units):
 
     def draw(self, natural: Tensor) -> Tensor:
         """Values, drawn."""
-        return (torch.rand_like(natural) < torch.sigmoid(natural)).to(natural.dtype)
+        return (_uniform(natural) < torch.sigmoid(natural)).to(natural.dtype)
 
     def states(self, size: int, like: Tensor) -> Tensor:
         """All states."""
@@ -181,7 +181,7 @@ class SpinUnits(Units):
 
     def draw(self, natural: Tensor) -> Tensor:
         """Values, drawn."""
-        up = torch.rand_like(natural) < torch.sigmoid(2 * natural)
+        up = _uniform(natural) < torch.sigmoid(2 * natural)
         return 2 * up.to(natural.dtype) - 1
 
     def states(self, size: int, like: Tensor) -> Tensor:
@@ -320,6 +320,10 @@ class CategoricalUnits(Units):
 
     def __repr__(self) -> str:
         return f"CategoricalUnits({self.levels})"
+
+
+def _uniform(like: Tensor) -> Tensor:
+    return torch.rand(like.shape, dtype=like.dtype, device=like.device)
 
 
 def _bits(size: int, like: Tensor) -> Tensor:

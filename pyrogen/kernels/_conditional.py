@@ -14,14 +14,14 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Transform, constraints
 
-from pyrogen.distributions import EnergyBased, Units
-from pyrogen.distributions.energy import up_to_a_constant
+from pyrogen.distributions import CategoricalUnits, EnergyBased, Units
 from pyrogen.kernels._chains import Chains
 from pyrogen.kernels._kernel import Kernel, _floating
 from pyrogen.kernels._potential import Potential
 from pyrogen.kernels._runner import Runner
 from pyrogen.kernels._target import Layout, Target
 from pyrogen.kernels._tuning import Info, Tuning
+from pyrogen.modes import up_to_a_constant
 
 __all__ = ["Conditional", "ConditionalPotential"]
 
@@ -204,20 +204,15 @@ class _StopAt(Messenger):
 
 
 def _target(name: str, fn: Any, make_potential: Any, arguments: Any = ()) -> Target:
-    example = fn.base.sample()
-    dtype = example.dtype
-    if not dtype.is_floating_point:
-        dtype = next(
-            x.dtype for x in vars(fn).values() if isinstance(x, Tensor) and x.is_floating_point()
-        )
-    transforms = {} if example.is_floating_point() else {name: _Whole(fn.units, dtype)}
+    like = fn.bias
+    whole = isinstance(fn.units, CategoricalUnits)
     return Target(
         layout=((name, tuple(fn.shape())),),
         make_potential=make_potential,
         arguments=arguments,
-        transforms=transforms,
-        dtype=dtype,
-        device=example.device,
+        transforms={name: _Whole(fn.units, like.dtype)} if whole else {},
+        dtype=like.dtype,
+        device=like.device,
     )
 
 

@@ -27,7 +27,7 @@ def field_on(edges, units):
 
 
 def states_of(field):
-    return field.units.states(len(field.field), field.field)
+    return field.units.states(len(field.bias), field.bias)
 
 
 @pytest.mark.parametrize("edges", [TRIANGLE_AND_TAIL, SQUARE], ids=["three colours", "two"])
@@ -35,7 +35,7 @@ def states_of(field):
 def test_sums_over_states(edges, units):
     field = field_on(edges, units)
     states = states_of(field)
-    log_joint = field.units.features(states, field.field) @ field.field
+    log_joint = field.units.features(states, field.bias) @ field.bias
     for bond, (i, j) in zip(field.coupling, edges.tolist(), strict=True):
         if isinstance(units, CategoricalUnits):
             log_joint = log_joint + bond * (states[:, i] == states[:, j])
@@ -106,7 +106,7 @@ def test_lattices():
 
 def test_wrong_arguments():
     graph = InteractionGraph(SQUARE)
-    with pytest.raises(ValueError, match=r"field: expected \[5\]"):
+    with pytest.raises(ValueError, match=r"bias: expected \[5\]"):
         MarkovField(graph, torch.tensor(1.0), torch.zeros(4))
     with pytest.raises(ValueError, match=r"coupling: expected \[\] or \[5\]"):
         MarkovField(graph, torch.ones(3), torch.zeros(5))
