@@ -38,15 +38,15 @@ def digits(copies: int) -> Tensor:
 
 def ours(x: Tensor, hidden: int, batch: int) -> Callable[[], object]:
     """An epoch of a plain loop over batches."""
-    rbm = RestrictedBoltzmannMachine(x.shape[1], hidden)
-    loss = Compiled(ContrastiveDivergence(kernels.BlockGibbs(), persistent=True))(rbm, Empty())
+    rbm, guide = RestrictedBoltzmannMachine(x.shape[1], hidden), Empty()
+    loss = Compiled(ContrastiveDivergence(kernels.BlockGibbs(), persistent=True))
     optimizer = torch.optim.SGD(rbm.parameters(), lr=RATE / batch, fused=True)
     batches = x[: len(x) // batch * batch].split(batch)
 
     def epoch() -> None:
         for each in batches:
             optimizer.zero_grad()
-            loss(each).backward()
+            loss.loss_and_grads(rbm, guide, each)
             optimizer.step()
 
     return epoch
