@@ -29,6 +29,7 @@ from torch import Size, Tensor
 from torch.distributions import biject_to, constraints
 
 from pyrogen.modes import constants_are_free, up_to_a_constant
+from pyrogen.transforms._moved import tensors
 
 __all__ = ["EnergyBased", "unnormalized"]
 
@@ -162,10 +163,16 @@ class EnergyBased(TorchDistribution):
         try:
             start: Tensor = self.base.expand(self.batch_shape).sample(Size(sample_shape))
         except NotImplementedError:
-            shape = self.shape(Size(sample_shape))
-            like = torch.empty(0) if self.context is None else self.context
-            start = biject_to(self.support)(like.new_empty(shape).uniform_(-2, 2))
+            free = self.like.new_empty(self.shape(Size(sample_shape))).uniform_(-2, 2)
+            start = biject_to(self.support)(free)
         return start
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the dtype and device of draws."""
+        parameters = (x for x in tensors(self.base) if x.is_floating_point())
+        known = parameters if self.context is None else (*parameters, self.context)
+        return next(iter(known), torch.empty(0))
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> EnergyBased:
         """The same energy for a larger batch."""

@@ -151,7 +151,7 @@ class Target:
             fn: the distribution.
         """
         fn = fn if fn.is_conditional else fn.unexpanded()
-        transform, like = biject_to(fn.support), fn.initial_point()
+        transform, like = biject_to(fn.support), fn.like
         shape = transform.inverse_shape(fn.event_shape)
         return cls(
             layout=((name, tuple(shape)),),
