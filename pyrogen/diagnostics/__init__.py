@@ -9,6 +9,7 @@ what is measured.
 
 from __future__ import annotations
 
+from pyrogen.diagnostics.annealed import AnnealedEstimate, ais
 from pyrogen.diagnostics.bias import LangevinBias, SiteBias, langevin_bias
 from pyrogen.diagnostics.bounds import iwae_bound
 from pyrogen.diagnostics.convergence import nested_rhat
@@ -25,12 +26,14 @@ from pyrogen.diagnostics.report import LatentReport, LatentSite, PosteriorCollap
 from pyrogen.diagnostics.svi import from_svi
 
 __all__ = [
+    "AnnealedEstimate",
     "LangevinBias",
     "LatentReport",
     "LatentSite",
     "ParetoDiagnostic",
     "PosteriorCollapseWarning",
     "SiteBias",
+    "ais",
     "from_mcmc",
     "from_svi",
     "iwae_bound",

@@ -220,9 +220,14 @@ class MarkovField(EnergyBased):
         """The law of sites that are not neighbours, given all others."""
         return self.units.law(self.natural(value, sites))
 
-    def sweep(self, value: Tensor) -> Tensor:
-        """Draws every site once given the others, colour by colour: Gibbs sampling."""
-        for sites in self.graph.colours:
+    def sweep(self, value: Tensor, backward: bool = False) -> Tensor:
+        """Draws every site once given the others, colour by colour: Gibbs sampling.
+
+        Args:
+            value: ``[*, sites]``.
+            backward: take the colours in the opposite order, which reverses the transition.
+        """
+        for sites in self.graph.colours[:: -1 if backward else 1]:
             drawn = self.units.draw(self.natural(value, sites))
             value = value.index_copy(-1, sites, drawn.to(value.dtype))
         return value

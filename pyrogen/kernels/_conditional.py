@@ -23,7 +23,7 @@ from pyrogen.kernels._target import Layout, Target
 from pyrogen.kernels._tuning import Info, Tuning
 from pyrogen.modes import up_to_a_constant
 
-__all__ = ["Conditional", "ConditionalPotential"]
+__all__ = ["Conditional", "ConditionalPotential", "energy_based_site"]
 
 
 class ConditionalPotential(Potential):
@@ -118,23 +118,7 @@ class Conditional(Kernel):
         return _target(name, fn, potential, (tuple(args), dict(kwargs)))
 
     def _checked_site(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, Any]:
-        with poutine.block(), up_to_a_constant():
-            trace = poutine.trace(self.model).get_trace(*args, **kwargs)
-        nodes: Any = trace.nodes.items()
-        sites = [
-            (name, node)
-            for name, node in nodes
-            if node["type"] == "sample" and not poutine.util.site_is_subsample(node)
-        ]
-        observed = [name for name, node in sites if node["is_observed"]]
-        first, node = sites[0] if sites else ("none", {"fn": None})
-        if observed or not isinstance(node["fn"], self.kind):
-            raise ValueError(
-                f"{type(self).__name__}: expected a model whose first site is a "
-                f"{self.kind.__name__} and where nothing is observed, got first site {first!r} of "
-                f"{type(node['fn']).__name__}, observed {observed}"
-            )
-        return first, node["fn"]
+        return energy_based_site(self.model, args, kwargs, self.kind, type(self).__name__)
 
     def _start(
         self,
@@ -155,6 +139,33 @@ class Conditional(Kernel):
             given = {name: _floating(x) for name, x in initial_params.items()}
             position = target.flatten(given, (num_chains,))
         return Chains(self, target, run, position, warmup_steps)
+
+
+def energy_based_site(
+    model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], kind: type, name: str
+) -> tuple[str, Any]:
+    """The name and the distribution of the first site of a model.
+
+    Raises:
+        ValueError: if it is of another kind, or something is observed.
+    """
+    with torch.no_grad(), poutine.block(), up_to_a_constant():
+        trace = poutine.trace(model).get_trace(*args, **kwargs)
+    nodes: Any = trace.nodes.items()
+    sites = [
+        (name, node)
+        for name, node in nodes
+        if node["type"] == "sample" and not poutine.util.site_is_subsample(node)
+    ]
+    observed = [name for name, node in sites if node["is_observed"]]
+    first, node = sites[0] if sites else ("none", {"fn": None})
+    if observed or not isinstance(node["fn"], kind):
+        raise ValueError(
+            f"{name}: expected a model whose first site is a {kind.__name__} and where nothing is "
+            f"observed, got first site {first!r} of {type(node['fn']).__name__}, observed "
+            f"{observed}"
+        )
+    return first, node["fn"]
 
 
 class _Site:
