@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from pyrogen.models.builders import ffjord, glow, iaf, maf, nice, nsf, real_nvp
 from pyrogen.models.conditional_flow import ConditionalFlow
+from pyrogen.models.deep_belief_network import DeepBeliefNetwork
+from pyrogen.models.deep_boltzmann_machine import DeepBoltzmannMachine
 from pyrogen.models.energy_model import EnergyModel
 from pyrogen.models.flow import Flow, bits_per_dimension
 from pyrogen.models.integer_flow import IntegerFlow, LogisticMixtureBase
@@ -31,6 +33,8 @@ __all__ = [
     "Categorical",
     "ConditionalFlow",
     "ContinuousBernoulli",
+    "DeepBeliefNetwork",
+    "DeepBoltzmannMachine",
     "EnergyModel",
     "Flow",
     "IntegerFlow",

@@ -14,6 +14,7 @@ from pyrogen.diagnostics.bias import LangevinBias, SiteBias, langevin_bias
 from pyrogen.diagnostics.bounds import iwae_bound
 from pyrogen.diagnostics.convergence import nested_rhat
 from pyrogen.diagnostics.latent import latent_report
+from pyrogen.diagnostics.likelihood import LogLikelihood, log_likelihood
 from pyrogen.diagnostics.mcmc import from_mcmc
 from pyrogen.diagnostics.plots import (
     plot_history,
@@ -30,6 +31,7 @@ __all__ = [
     "LangevinBias",
     "LatentReport",
     "LatentSite",
+    "LogLikelihood",
     "ParetoDiagnostic",
     "PosteriorCollapseWarning",
     "SiteBias",
@@ -39,6 +41,7 @@ __all__ = [
     "iwae_bound",
     "langevin_bias",
     "latent_report",
+    "log_likelihood",
     "nested_rhat",
     "plot_history",
     "plot_images",

@@ -67,7 +67,8 @@ class HarmoniumPath(Path):
 
     def exact(self, num_chains: int) -> Tensor:
         """Independent draws at 1."""
-        return self.fn.unexpanded().exact_sample((num_chains,))
+        drawn: Tensor = self.fn.exact_sample((num_chains,))
+        return drawn
 
     def step(
         self, x: Tensor, log_weight: Tensor, before: Tensor, after: Tensor
@@ -101,7 +102,8 @@ class FieldPath(Path):
 
     def exact(self, num_chains: int) -> Tensor:
         """Independent draws at 1."""
-        return self.fn.unexpanded().exact_sample((num_chains,))
+        drawn: Tensor = self.fn.exact_sample((num_chains,))
+        return drawn
 
     def step(
         self, x: Tensor, log_weight: Tensor, before: Tensor, after: Tensor

@@ -58,8 +58,8 @@ class Conditional(Kernel):
     Args:
         model: the distribution itself, whose site is then called ``"x"``; or a Pyro model in which
             it is the distribution of the first latent site, and nothing is observed. Sites after it
-            can be drawn given its draws, by ``pyro.infer.Predictive``. ``None``, to be used by an
-            objective.
+            can be drawn given its draws, by ``Predictive(distributions.unnormalized(model), ...)``.
+            ``None``, to be used by an objective.
         compile: as of every :class:`~pyrogen.kernels.Kernel`.
 
     Raises:

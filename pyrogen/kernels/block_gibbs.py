@@ -32,8 +32,9 @@ class BlockGibbs(Conditional):
     Args:
         model: a :class:`~pyrogen.distributions.Harmonium`, whose site is then called ``"x"``; or a
             Pyro model in which it is the distribution of the first site, and nothing is observed.
-            Draws are of that site; those after it follow by ``pyro.infer.Predictive``. ``None``, to
-            be used by an objective.
+            Draws are of that site; those after it follow by
+            ``Predictive(distributions.unnormalized(model), draws)``. ``None``, to be used by an
+            objective.
         compile: as of every :class:`~pyrogen.kernels.Kernel`.
 
     Raises:

@@ -19,6 +19,7 @@ from pyrogen.distributions import (
     InteractionGraph,
     MarkovField,
     SpinUnits,
+    unnormalized,
 )
 from pyrogen.kernels import MCMC, BlockGibbs, Gibbs, ShortRun
 from pyrogen.models import Ising, Potts, RestrictedBoltzmannMachine
@@ -121,7 +122,7 @@ def test_a_model_s_site_and_what_follows_it():
     assert_frequencies(both, states, fn.unnormalized_log_prob(states).softmax(0))
     few = {"a": draws["a"][:500]}
     with torch.no_grad():
-        hidden = pyro.infer.Predictive(model, few)()["b"]
+        hidden = pyro.infer.Predictive(unnormalized(model), few)()["b"]
     swapped = fn.swapped()
     hidden_states = swapped.units.states(3, fn.bias)
     expected = swapped.unnormalized_log_prob(hidden_states).softmax(0)

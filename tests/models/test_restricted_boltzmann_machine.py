@@ -155,7 +155,7 @@ def test_wrong_data_and_sizes():
         rbm(torch.full((3, 4), 0.5))
     with pytest.raises(ValueError, match=r"expected shape \[\*, 4\]"):
         rbm(torch.zeros(3, 5))
-    with pytest.raises(ValueError, match="dtype torch.int64"):
+    with pytest.raises(ValueError, match=r"dtype torch\.int64"):
         RestrictedBoltzmannMachine(4, 2, units=CategoricalUnits(3))(torch.zeros(3, 4))
     with pytest.raises(ValueError, match="hidden: expected a positive integer"):
         RestrictedBoltzmannMachine(4, 0)
