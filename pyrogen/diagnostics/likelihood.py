@@ -95,6 +95,7 @@ def _structure(model: Any, relative: Any, args: Any, kwargs: Any) -> tuple[list[
     """The latent sites, and the log-density of all sites per datum, but for the constant."""
     with evaluating(model, model), torch.no_grad(), poutine.block():
         trace = poutine.trace(relative).get_trace(*args, **kwargs)
+        density = float(trace.log_prob_sum())
     nodes: Any = trace.nodes
     sites = {name: node for name, node in nodes.items() if node["type"] == "sample"}
     energies = [n for n, node in sites.items() if _is_energy(node["fn"])]
@@ -107,7 +108,7 @@ def _structure(model: Any, relative: Any, args: Any, kwargs: Any) -> tuple[list[
             "normaliser of its own"
         )
     latent = [name for name in sites if kind(nodes[name]) == "latent"]
-    return latent, float(trace.log_prob_sum()) / frames[0].size
+    return latent, density / frames[0].size
 
 
 def _is_energy(fn: Any) -> bool:

@@ -49,7 +49,7 @@ def test_a_machine_of_16_hidden_units_on_digits():
             optimizer.zero_grad()
             loss.loss_and_grads(rbm, guide, batch)
             optimizer.step()
-    exact = float(rbm.double().distribution().exact_log_z())
+    exact = float(rbm.double().distribution().exact_log_z().detach())
     estimate = ais(
         rbm, num_chains=500, num_temperatures=2000, base_mean=data.mean(0).clamp(0.01, 0.99)
     )

@@ -59,12 +59,13 @@ def test_coupling_and_field_are_learned_from_configurations():
     truth = Ising((4, 4), coupling=0.3, field=0.1).double()
     data = truth.distribution().exact_sample((5000,)).detach()
     model = Ising((4, 4), coupling=0.0).double()
-    loss = Compiled(ContrastiveDivergence(Gibbs(), 2, persistent=True))
+    loss = Compiled(ContrastiveDivergence(Gibbs(), persistent=True, num_chains=2000))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02 / len(data))
     decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.99)
-    for _ in range(400):
+    guide = Empty()
+    for _ in range(300):
         optimizer.zero_grad()
-        loss.loss_and_grads(model, Empty(), data)
+        loss.loss_and_grads(model, guide, data)
         optimizer.step()
         decay.step()
     bonds = truth.distribution().graph.edges

@@ -17,9 +17,9 @@ from pyrogen.models import RestrictedBoltzmannMachine
 from tests.statistics import assert_mean_close
 
 
-def machine(visible=12, hidden=8):
+def machine(visible=12, hidden=8, std=0.5):
     rbm = RestrictedBoltzmannMachine(visible, hidden).double()
-    torch.nn.init.normal_(rbm.weights, std=0.5)
+    torch.nn.init.normal_(rbm.weights, std=std)
     torch.nn.init.normal_(rbm.bias, std=0.5)
     return rbm
 
@@ -41,10 +41,10 @@ def exact_gradient(rbm, data):
 
 def gradients(rbm, data, loss, repeats):
     """Of the objective, ``[repeats, parameters]``, with the sign of a log-likelihood."""
-    rows = []
+    rows, guide = [], Empty()
     for _ in range(repeats):
         rbm.zero_grad()
-        loss.loss_and_grads(rbm, Empty(), data)
+        loss.loss_and_grads(rbm, guide, data)
         rows.append(-flat([p.grad for p in rbm.parameters()]))
     return torch.stack(rows)
 
@@ -69,16 +69,16 @@ def test_steps_of_the_chain_keep_exact_negatives_exact():
 
 
 def test_the_bias_of_short_chains_shrinks_with_their_length():
-    rbm, data = machine(), bits(1, 12).expand(2000, -1)
+    rbm, data = machine(std=1.0), bits(1, 12).expand(2000, -1)
     exact = exact_gradient(rbm, data) / 2000
     bias = {}
-    for steps in (1, 3, 9, 40):
+    for steps in (1, 3, 40):
         loss = ContrastiveDivergence(BlockGibbs(), steps)
         estimate = gradients(rbm, data, loss, 10) / 2000
         bias[steps] = float((estimate.mean(0) - exact).norm())
         noise = float(estimate.var(0).sum().div(10).sqrt())
-    assert bias[1] > 1.5 * bias[3] > 1.5**2 * bias[9]
-    assert bias[9] > bias[40]
+    assert bias[1] > 5 * noise
+    assert bias[3] < 0.5 * bias[1]
     assert bias[40] < 2 * noise  # the norm of noise is near the root of its summed variances
 
 
