@@ -30,7 +30,7 @@ from pyrogen.models import RestrictedBoltzmannMachine
 
 
 def patterns_of(size: int) -> Tensor:
-    """All patterns, ``[patterns, size * size]``: 2 (2^size - 1), for all on and all off are both."""
+    """All patterns, ``[patterns, size * size]``; all on and all off are bars and stripes both."""
     rows = torch.cartesian_prod(*[torch.arange(2.0)] * size)
     both = torch.cat([rows.repeat_interleave(size, 1), rows.repeat(1, size)])
     return both.unique(dim=0)

@@ -18,9 +18,10 @@ import torch
 from pyro.nn import PyroModule
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from pyrogen.checks import check_data
-from pyrogen.distributions import CategoricalUnits, Harmonium, Units
+from pyrogen.distributions import BernoulliUnits, CategoricalUnits, Harmonium, Units
 from pyrogen.distributions.units import as_units
 from pyrogen.models.flow import num_events, refuse_num_samples
 
@@ -105,7 +106,7 @@ class RestrictedBoltzmannMachine(PyroModule):
 
         Args:
             data: ``[n, visible]``, of the dtype of the weights (of int64 for categorical units), or
-                ``None`` to draw.
+                ``None`` to draw. Grey values between 0 and 1 stand for means of bits.
             num_samples: how many to draw; ``None`` means one. Only without data.
 
         Returns:
@@ -153,18 +154,20 @@ def natural_of_mean(data: Tensor, units: Units, like: Tensor) -> Tensor:
 
 
 def check_units(data: Any, fn: Harmonium, name: str = "data") -> None:
-    """Checks that data are values of a machine's units.
+    """Checks that data are values of a machine's units, or means of Bernoulli ones (grey values).
 
     Raises:
         ValueError: otherwise.
     """
     levels = isinstance(fn.units, CategoricalUnits)
     check_data(data, fn.event_shape, torch.int64 if levels else fn.weights.dtype, name)
-    if is_validation_enabled() and not (inside := fn.support.check(data)).all():
+    grey = isinstance(fn.units, BernoulliUnits)
+    support = constraints.independent(constraints.unit_interval, 1) if grey else fn.support
+    if is_validation_enabled() and not (inside := support.check(data)).all():
         raise ValueError(
             f"{name}: expected values of {fn.units!r}, got {int((~inside).sum())} of "
             f"{inside.numel()} events with others, from {data.min().item():.6g} to "
-            f"{data.max().item():.6g}; grey values can be drawn as bits: torch.bernoulli(data)"
+            f"{data.max().item():.6g}; rescale grey values to 0..1"
         )
 
 

@@ -152,7 +152,7 @@ def test_copies_and_state():
 def test_wrong_data_and_sizes():
     rbm = RestrictedBoltzmannMachine(4, 2)
     with pytest.raises(ValueError, match=r"expected values of BernoulliUnits"):
-        rbm(torch.full((3, 4), 0.5))
+        rbm(torch.full((3, 4), 1.5))
     with pytest.raises(ValueError, match=r"expected shape \[\*, 4\]"):
         rbm(torch.zeros(3, 5))
     with pytest.raises(ValueError, match=r"dtype torch\.int64"):
