@@ -28,6 +28,8 @@ from pyrogen.guides import Empty
 from pyrogen.losses import Compiled, ContrastiveDivergence
 from pyrogen.models import RestrictedBoltzmannMachine
 
+CHAINS = 1000
+
 
 def patterns_of(size: int) -> Tensor:
     """All patterns, ``[patterns, size * size]``; all on and all off are bars and stripes both."""
@@ -48,16 +50,17 @@ def train(
     """A machine, and its surprise every so often."""
     rbm = RestrictedBoltzmannMachine(patterns.shape[1], hidden)
     torch.nn.init.normal_(rbm.weights, std=0.1)
-    data = patterns.repeat(20, 1)
-    loss = Compiled(ContrastiveDivergence(kernels.BlockGibbs(), chain_steps, persistent=True))
-    optimizer = torch.optim.SGD(rbm.parameters(), lr=0.1 / len(data), momentum=0.5)
+    loss = Compiled(
+        ContrastiveDivergence(kernels.BlockGibbs(), chain_steps, persistent=True, num_chains=CHAINS)
+    )
+    optimizer = torch.optim.SGD(rbm.parameters(), lr=0.1 / len(patterns), momentum=0.5)
     decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, steps)
     guide, history = Empty(), []
     for step in range(steps + 1):
         if step % max(steps // 60, 1) == 0:
             history.append((step, surprise(rbm, patterns)))
         optimizer.zero_grad()
-        loss.loss_and_grads(rbm, guide, data)
+        loss.loss_and_grads(rbm, guide, patterns)
         optimizer.step()
         decay.step()
     return rbm, history
@@ -71,7 +74,7 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/bars_and_stripes"))
     parser.add_argument("--size", type=int, default=3)
     parser.add_argument("--hidden", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true", help="few steps, to see that it runs")
     arguments = parser.parse_args()

@@ -25,6 +25,7 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
+from sklearn.preprocessing import minmax_scale
 from torch import Tensor
 
 from pyrogen import diagnostics, kernels, training
@@ -80,7 +81,7 @@ def moved_scans() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1)))
     places = ((1, 1), (0, 1), (2, 1), (1, 0), (1, 2))
     moved = [padded[:, i : i + 8, j : j + 8].reshape(-1, 64) for i, j in places]
-    grey = np.concatenate(moved) / 16
+    grey = minmax_scale(np.concatenate(moved))
     split = train_test_split(grey, np.tile(digits, 5), test_size=0.2, random_state=0)
     return tuple(split)  # type: ignore[return-value]
 

@@ -116,15 +116,14 @@ def test_bars_and_stripes():
     assert len(patterns) == 14
     rbm = RestrictedBoltzmannMachine(9, 16)
     torch.nn.init.normal_(rbm.weights, std=0.1)
-    loss = Compiled(ContrastiveDivergence(BlockGibbs(), 5, persistent=True, num_chains=280))
-    data = patterns.repeat(20, 1)
+    loss = Compiled(ContrastiveDivergence(BlockGibbs(), 5, persistent=True, num_chains=1000))
     steps = 6000
-    optimizer = torch.optim.SGD(rbm.parameters(), lr=0.1 / len(data), momentum=0.5)
+    optimizer = torch.optim.SGD(rbm.parameters(), lr=0.1 / len(patterns), momentum=0.5)
     decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, steps)
     guide = Empty()
     for _ in range(steps):
         optimizer.zero_grad()
-        loss.loss_and_grads(rbm, guide, data)
+        loss.loss_and_grads(rbm, guide, patterns)
         optimizer.step()
         decay.step()
     fn = rbm.distribution()
