@@ -236,11 +236,7 @@ class ContinuousFlow(Bijection):
         return self._fields[terms]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            **self.__dict__,
-            "_fields": {},
-            "_integrators": {},
-        }  # graphs are made anew where they are needed
+        return {**self.__dict__, "_fields": {}}  # graphs are made anew where they are needed
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

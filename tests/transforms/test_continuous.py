@@ -219,6 +219,23 @@ def test_no_closed_form_is_said_so():
     assert not TimeMLP(2, (4,), activation=lambda: nn.LayerNorm(4)).knows_divergence
 
 
+class Doubled(TimeMLP):
+    """Another field, of which the divergence inherited is not the divergence."""
+
+    def forward(self, x, t, context=None):
+        return 2 * super().forward(x, t, context)
+
+
+def test_a_field_that_overrides_the_call_alone_has_its_own_divergence():
+    field = Doubled(2, (8,)).double()
+    assert not field.knows_divergence
+    flow, x = ContinuousFlow(field, method="rk4", steps=20), torch.randn(2, dtype=torch.float64)
+    y, log_det = flow.forward_and_log_det(x)
+    torch.testing.assert_close(flow.forward_value(x), y)
+    jacobian = torch.autograd.functional.jacobian(flow.forward_value, x)
+    torch.testing.assert_close(log_det, torch.linalg.slogdet(jacobian)[1], rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "make",
     [
