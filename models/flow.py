@@ -153,13 +153,13 @@ class Flow(PyroModule):
 
 
 def bits_per_dimension(
-    nats: float | Tensor, event_shape: Sequence[int], levels: int | None = None
+    nats: float | Tensor, event_shape: int | Sequence[int], levels: int | None = None
 ) -> Any:
     r"""Code length of a datum in bits per dimension, :math:`L / (D \ln 2)`.
 
     Args:
         nats: :math:`L`, the negative log-likelihood of one datum or a bound on it, in nats.
-        event_shape: shape of one datum, of :math:`D` elements in all.
+        event_shape: shape of one datum, of :math:`D` elements in all; ``n`` means ``(n,)``.
         levels: K, if ``nats`` come from a density of data that were K levels divided by K. The
             density of the levels themselves is K times smaller in each dimension:
             :math:`\log_2 K` bits more. ``None`` where ``nats`` speak of the data as they are, as
@@ -178,12 +178,13 @@ def bits_per_dimension(
         >>> bits_per_dimension(0.0, (8, 8), levels=16)  # density 1 on the unit cube
         4.0
     """
-    if not all(size > 0 for size in event_shape):
-        raise ValueError(f"event_shape: expected positive sizes, got {tuple(event_shape)}")
+    shape = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
+    if not all(size > 0 for size in shape):
+        raise ValueError(f"event_shape: expected positive sizes, got {shape}")
     if levels is not None and levels < 2:
         raise ValueError(f"levels: expected an integer above 1 or None, got {levels!r}")
     offset = 0.0 if levels is None else math.log2(levels)
-    return nats / (math.prod(event_shape) * math.log(2)) + offset
+    return nats / (math.prod(shape) * math.log(2)) + offset
 
 
 def probe_event_shape(distribution: Any) -> tuple[int, ...]:
