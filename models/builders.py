@@ -204,7 +204,8 @@ def ffjord(
         hidden: widths of the hidden layers of the network.
         num_flows: number of such flows, one after the other.
         solver: further arguments of :class:`~pyrogen.transforms.ContinuousFlow`, such as
-            ``{"trace": "hutchinson"}`` or ``{"method": "rk4", "steps": 16}``.
+            ``{"trace": "hutchinson"}`` or ``{"method": "rk4", "steps": 16}`` (training exploits
+            coarse fixed steps, see there; the default is adaptive).
         options: ``context_dim``, ``levels``, ``boundary`` and ``base``; see :func:`nice`.
 
     Raises:

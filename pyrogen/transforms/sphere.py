@@ -103,7 +103,8 @@ class ContinuousSphereFlow(Bijection):
             with ``context_dim > 0``) to the shape of ``x``; what points off the tangent plane is
             removed.
         context_dim: size of the context, 0 for none.
-        **options: trace and solver, as in :class:`~pyrogen.transforms.ContinuousFlow`.
+        **options: trace and solver, as in :class:`~pyrogen.transforms.ContinuousFlow`; the same
+            warning holds of coarse fixed steps, which leave the sphere besides.
 
     Raises:
         TypeError: if ``dynamics`` is no module.

@@ -254,6 +254,18 @@ def test_the_inverse_is_as_exact_as_the_solver(make):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("method", ["dopri5", "bosh3"])
+def test_a_compiled_field_refuses_a_gradient_at_parameters_that_have_changed(method):
+    flow = ContinuousFlow(TimeMLP(2, hidden=(8,)), method=method, compile=True)
+    y, log_det = flow.forward_and_log_det(torch.randn(4, 2))
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        (y.sum() + log_det.sum()).backward()
+
+
+@pytest.mark.slow
 def test_compiled_equals_eager():
     network = TimeMLP(2, hidden=(8, 8)).double()
     x = torch.randn(16, 2).double()
