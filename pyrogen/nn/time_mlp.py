@@ -163,7 +163,7 @@ class TimeMLP(nn.Module):
     def _first(self, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
         batch = batch_shape(x, self.in_shape, "TimeMLP")
         self._check_context(context)
-        h: Tensor = self.of_state(x.reshape(*batch, -1))
+        h: Tensor = self.of_state(x.flatten(len(batch)))
         if self.of_time is not None:
             k = torch.arange(1, self.frequencies + 1, dtype=x.dtype, device=x.device)
             angles = math.pi * k * t.unsqueeze(-1)

@@ -158,6 +158,8 @@ def _moved(
 @torch.no_grad()
 def _ratio(stages: Sequence[State], old: State, new: State, h: float, solver: Solver) -> float:
     """The largest error of value and log-determinant, in units of what is allowed."""
+    if not new[0].numel():
+        return 0.0
     errors = _moved([torch.zeros_like(x) for x in old[:2]], stages, _ERRORS, h)
     ratios = [
         (error.abs() / torch.maximum(a.abs(), b.abs()).mul(solver.rtol).add(solver.atol)).amax()

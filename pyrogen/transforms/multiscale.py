@@ -70,14 +70,14 @@ class Squeeze(Bijection):
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> ValueAndLogDet:
         """Squeezes."""
-        self.forward_shape(x.shape)
-        y = nn.functional.pixel_unshuffle(x, self.factor)
+        shape = self.forward_shape(x.shape)
+        y = nn.functional.pixel_unshuffle(x, self.factor).reshape(shape)  # for an empty batch
         return y, x.new_zeros(x.shape[:-3])
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> ValueAndLogDet:
         """Spreads channels over positions again."""
-        self.inverse_shape(y.shape)
-        x = nn.functional.pixel_shuffle(y, self.factor)
+        shape = self.inverse_shape(y.shape)
+        x = nn.functional.pixel_shuffle(y, self.factor).reshape(shape)
         return x, y.new_zeros(y.shape[:-3])
 
     def forward_shape(self, shape: Sequence[int]) -> Size:

@@ -253,6 +253,12 @@ def test_the_inverse_is_as_exact_as_the_solver(make):
     torch.testing.assert_close(same, log_det, atol=1e-10, rtol=0)
 
 
+def test_an_empty_batch_takes_no_step_to_adapt():
+    y, log_det = ContinuousFlow(TimeMLP(2, hidden=(8,))).forward_and_log_det(torch.randn(0, 2))
+    assert y.shape == (0, 2)
+    assert log_det.shape == (0,)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["dopri5", "bosh3"])
 def test_a_compiled_field_refuses_a_gradient_at_parameters_that_have_changed(method):
