@@ -26,7 +26,7 @@ class Chain(nn.Module):
     """Transforms in the order in which they are applied to the base.
 
     Args:
-        transforms: torch, Pyro or PyroGen transforms, conditional or not. Compositions are
+        transforms: one or several of torch, Pyro or PyroGen, conditional or not. Compositions are
             flattened; the inverse of a module becomes a module.
 
     Attributes:
@@ -38,7 +38,7 @@ class Chain(nn.Module):
             optimiser would find it.
     """
 
-    def __init__(self, transforms: Iterable[Any]) -> None:
+    def __init__(self, transforms: Transform | Iterable[Any]) -> None:
         super().__init__()
         if isinstance(transforms, (Transform, ConditionalTransform)):
             transforms = [transforms]
