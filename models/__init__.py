@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pyrogen.models.builders import ffjord, glow, iaf, maf, nice, nsf, real_nvp
 from pyrogen.models.conditional_flow import ConditionalFlow
+from pyrogen.models.energy_model import EnergyModel
 from pyrogen.models.flow import Flow, bits_per_dimension
 from pyrogen.models.integer_flow import IntegerFlow, LogisticMixtureBase
 from pyrogen.models.likelihoods import (
@@ -28,6 +29,7 @@ __all__ = [
     "Categorical",
     "ConditionalFlow",
     "ContinuousBernoulli",
+    "EnergyModel",
     "Flow",
     "IntegerFlow",
     "Likelihood",

@@ -14,6 +14,8 @@ from pyro import poutine, validation_enabled
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 
+from pyrogen.modes import up_to_a_constant
+
 __all__ = ["check_data", "check_pair", "nonfinite_site"]
 
 Program = Callable[..., Any]
@@ -182,7 +184,7 @@ def nonfinite_site(
         >>> nonfinite_site(model, lambda x: None, (torch.tensor(float("nan")),))
         'x'
     """
-    with torch.no_grad(), validation_enabled(False):
+    with torch.no_grad(), validation_enabled(False), up_to_a_constant():
         return _nonfinite_site(model, guide, args, kwargs)
 
 

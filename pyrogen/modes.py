@@ -1,4 +1,5 @@
-"""The modes that programs run in: with whose parameters, for training or for evaluation.
+"""The modes that programs run in: with whose parameters, for training or for evaluation, whether
+the constant of a density matters.
 
 Pyro keeps parameters in one global store, by name. A ``PyroModule`` takes from it whatever has the
 name of one of its own parameters, so that two models with a parameter ``scale``, or a model and its
@@ -9,13 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import pyro
 from pyro.nn import PyroModule
 from torch import nn
 
-__all__ = ["evaluation_mode", "local_parameters", "trained_parameters", "training_mode"]
+__all__ = [
+    "constants_are_free",
+    "evaluation_mode",
+    "local_parameters",
+    "trained_parameters",
+    "training_mode",
+    "up_to_a_constant",
+]
+
+_UP_TO_A_CONSTANT: ContextVar[bool] = ContextVar("pyrogen_up_to_a_constant", default=False)
 
 
 @contextmanager
@@ -58,6 +69,32 @@ def trained_parameters(*programs: Any) -> Iterator[None]:
             stack.enter_context(local_parameters(*programs))
         stack.enter_context(store.scope(store.get_state()))
         yield
+
+
+@contextmanager
+def up_to_a_constant() -> Iterator[None]:
+    """Inside, a density that is known up to a constant is scored without it.
+
+    Example:
+        >>> with up_to_a_constant():
+        ...     constants_are_free()
+        True
+    """
+    token = _UP_TO_A_CONSTANT.set(True)
+    try:
+        yield
+    finally:
+        _UP_TO_A_CONSTANT.reset(token)
+
+
+def constants_are_free() -> bool:
+    """Whether the constant of a density does not matter here; see :func:`up_to_a_constant`.
+
+    Example:
+        >>> constants_are_free()
+        False
+    """
+    return _UP_TO_A_CONSTANT.get()
 
 
 @contextmanager

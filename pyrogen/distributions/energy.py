@@ -19,9 +19,7 @@ References:
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -30,9 +28,10 @@ from pyro.poutine.messenger import Messenger
 from torch import Size, Tensor
 from torch.distributions import biject_to, constraints
 
-__all__ = ["EnergyBased", "unnormalized"]
+from pyrogen.modes import constants_are_free, up_to_a_constant
+from pyrogen.transforms._moved import tensors
 
-_SCORED: ContextVar[bool] = ContextVar("pyrogen_up_to_a_constant", default=False)
+__all__ = ["EnergyBased", "unnormalized"]
 
 
 class EnergyBased(TorchDistribution):
@@ -77,14 +76,18 @@ class EnergyBased(TorchDistribution):
         sampler: Callable[[EnergyBased, Size], Tensor] | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        batch_shape = base.batch_shape
-        if context is not None:
-            batch_shape = torch.broadcast_shapes(batch_shape, context.shape[:-1])
         self.energy = energy
-        self.base = base.expand(batch_shape)
+        self.base = base
         self.context = context
         self.sampler = sampler
-        super().__init__(batch_shape, base.event_shape, validate_args=validate_args)
+        super().__init__(self._own_batch_shape, base.event_shape, validate_args=validate_args)
+
+    @property
+    def _own_batch_shape(self) -> Size:
+        shape: Size = self.base.batch_shape
+        if self.context is not None:
+            shape = torch.broadcast_shapes(shape, self.context.shape[:-1])
+        return shape
 
     @property
     def support(self) -> Any:
@@ -93,8 +96,8 @@ class EnergyBased(TorchDistribution):
 
     @property
     def is_conditional(self) -> bool:
-        """Whether points of the batch have energies of their own."""
-        return self.context is not None
+        """Whether points of the batch have densities of their own."""
+        return len(self._own_batch_shape) > 0
 
     def energy_at(self, value: Tensor) -> Tensor:
         """The energy ``E(x)``, of shape ``[*sample, *batch]``, of ``[*sample, *batch, *event]``."""
@@ -106,7 +109,7 @@ class EnergyBased(TorchDistribution):
             full = value.expand((*shape, *self.event_shape))
             context = self.context.expand((*shape, self.context.shape[-1]))
             inputs = [full.reshape((-1, *self.event_shape)), context.flatten(0, -2)]
-        energy = self.energy(*inputs)
+        energy: Tensor = self.energy(*inputs)
         if energy.shape not in {(len(inputs[0]),), (len(inputs[0]), 1)}:
             raise ValueError(
                 f"energy: expected one number for each of {len(inputs[0])} points, got shape "
@@ -116,7 +119,8 @@ class EnergyBased(TorchDistribution):
 
     def unnormalized_log_prob(self, value: Tensor) -> Tensor:
         """The log-density but for its constant, ``log p0(x) - E(x)``, ``[*sample, *batch]``."""
-        return self.base.log_prob(value) - self.energy_at(value)
+        density: Tensor = self.base.log_prob(value) - self.energy_at(value)
+        return density
 
     def log_prob(self, value: Tensor) -> Tensor:
         """As :meth:`unnormalized_log_prob`, where the constant does not matter.
@@ -124,7 +128,7 @@ class EnergyBased(TorchDistribution):
         Raises:
             ValueError: where it does.
         """
-        if not _SCORED.get():
+        if not constants_are_free():
             raise ValueError(
                 "expected a normalised density, got an energy, known up to a constant. An ELBO, a "
                 "guide, a KL divergence or a leave-one-out estimate would be wrong by log Z. Train "
@@ -146,7 +150,7 @@ class EnergyBased(TorchDistribution):
         with torch.no_grad():
             if self.sampler is not None:
                 return self.sampler(self, shape)
-            if _SCORED.get():  # inference needs a point to start from
+            if constants_are_free():  # inference needs a point to start from
                 return self.initial_point(shape)
         raise ValueError(
             "expected a sampler, got none: an energy has no draws of its own. Give "
@@ -157,29 +161,31 @@ class EnergyBased(TorchDistribution):
     def initial_point(self, sample_shape: Sequence[int] = Size()) -> Tensor:
         """Where a chain may start: a draw of the base, or of its support if that is improper."""
         try:
-            return self.base.sample(Size(sample_shape))
+            start: Tensor = self.base.expand(self.batch_shape).sample(Size(sample_shape))
         except NotImplementedError:
-            shape = self.shape(Size(sample_shape))
-            like = self.context if self.context is not None else torch.empty(0)
-            uniform = torch.empty(shape, dtype=like.dtype, device=like.device).uniform_(-2, 2)
-            return biject_to(self.support)(uniform)  # type: ignore[no-any-return]
+            free = self.like.new_empty(self.shape(Size(sample_shape))).uniform_(-2, 2)
+            start = biject_to(self.support)(free)
+        return start
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the dtype and device of draws."""
+        parameters = (x for x in tensors(self.base) if x.is_floating_point())
+        known = parameters if self.context is None else (*parameters, self.context)
+        return next(iter(known), torch.empty(0))
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> EnergyBased:
         """The same energy for a larger batch."""
         expanded = copy.copy(self)
-        expanded.base = self.base.expand(Size(batch_shape))
-        expanded._batch_shape = expanded.base.batch_shape
+        expanded._batch_shape = torch.broadcast_shapes(self.batch_shape, Size(batch_shape))
         return expanded
 
-
-@contextmanager
-def up_to_a_constant() -> Iterator[None]:
-    """Inside, energies are scored without their constant, and start from their base."""
-    token = _SCORED.set(True)
-    try:
-        yield
-    finally:
-        _SCORED.reset(token)
+    def unexpanded(self) -> EnergyBased:
+        """The same without the batch dimensions that plates gave it: those where points of the
+        batch have densities of their own stay."""
+        single = copy.copy(self)
+        single._batch_shape = self._own_batch_shape
+        return single
 
 
 def unnormalized(model: Callable[..., Any]) -> Callable[..., Any]:
@@ -208,7 +214,7 @@ def unnormalized(model: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-class _UpToAConstant(Messenger):  # type: ignore[misc]
+class _UpToAConstant(Messenger):
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if _inner(msg["fn"]):
             msg["fn"] = _Unnormalized(msg["fn"])

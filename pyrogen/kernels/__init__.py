@@ -13,6 +13,7 @@ from pyrogen.kernels.nuts import NUTS
 from pyrogen.kernels.random_walk import RandomWalk
 from pyrogen.kernels.sghmc import SGHMC
 from pyrogen.kernels.sgld import SGLD
+from pyrogen.kernels.short_run import ShortRun
 from pyrogen.kernels.tempering import ParallelTempering
 
 __all__ = [
@@ -28,5 +29,6 @@ __all__ = [
     "ParallelTempering",
     "PolynomialDecay",
     "RandomWalk",
+    "ShortRun",
     "Tuning",
 ]

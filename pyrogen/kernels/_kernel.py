@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
+from typing import Any, ClassVar, TypedDict
 
 import pyro
 import torch
@@ -14,6 +14,7 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor, nn
 from torch.distributions import Transform
 
+from pyrogen.distributions import EnergyBased
 from pyrogen.kernels._adaptation import WarmUp
 from pyrogen.kernels._chains import Chains
 from pyrogen.kernels._initial import given_position, random_position
@@ -22,9 +23,6 @@ from pyrogen.kernels._runner import Runner
 from pyrogen.kernels._shell import Shell
 from pyrogen.kernels._target import Target
 from pyrogen.kernels._tuning import Tuning
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Kernel", "Source"]
 
@@ -52,7 +50,8 @@ class Kernel(MCMCKernel):
     and under ``pyro.infer.MCMC`` with one.
 
     Args:
-        model: a Pyro model of static structure.
+        model: a Pyro model of static structure. A kernel with nothing to sample is a part of
+            something else, such as :class:`ShortRun` or a loss.
         potential_fn: instead of a model, the potential :math:`-\log p` of a dictionary of
             unconstrained tensors of one chain; needs ``initial_params``.
         energy: instead of a model, an energy of all chains, ``[chains, *event_shape] -> [chains]``;
@@ -62,7 +61,7 @@ class Kernel(MCMCKernel):
             with Python branches on values runs chain by chain.
 
     Raises:
-        ValueError: if not exactly one of model, potential and energy is given.
+        ValueError: if more than one of model, potential and energy is given.
     """
 
     # Attributes are options, which graphs of the kernel depend on; what changes while chains run is
@@ -74,6 +73,9 @@ class Kernel(MCMCKernel):
 
     regroups_chains: ClassVar[bool] = False
     """Whether a transition asks for the potential of some of the chains, in any order."""
+
+    can_diverge: ClassVar[bool] = True
+    """Whether a step may end where a number is not finite."""
 
     unrecorded: ClassVar[tuple[str, ...]] = ()
     """Fields of ``info`` that are for warm-up alone."""
@@ -89,10 +91,8 @@ class Kernel(MCMCKernel):
     ) -> None:
         super().__init__()
         given = [x is not None for x in (model, potential_fn, energy)]
-        if sum(given) != 1:
-            raise ValueError(
-                f"expected exactly one of model, potential_fn and energy, got {sum(given)}"
-            )
+        if sum(given) > 1:
+            raise ValueError(f"expected one of model, potential_fn and energy, got {sum(given)}")
         if (energy is None) != (event_shape is None):
             raise ValueError(
                 "expected energy and event_shape together: HMC(energy=..., event_shape=(2,))"
@@ -142,6 +142,18 @@ class Kernel(MCMCKernel):
 
     # Chains.
 
+    def check_target(self) -> None:
+        """Raises ``ValueError`` if the kernel was given nothing to sample."""
+        if self.model is None and self.potential_fn is None and self.energy is None:
+            raise ValueError(
+                f"{type(self).__name__}: expected something to sample (a model, potential_fn or "
+                "energy), got none"
+            )
+
+    def target_of(self, name: str, fn: EnergyBased) -> Target:
+        """One site's distribution as what is sampled, all chains of it at once."""
+        return Target.from_distribution(name, fn)
+
     def target(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]
     ) -> Target:
@@ -155,6 +167,7 @@ class Kernel(MCMCKernel):
         Raises:
             ValueError: if the model cannot be sampled by this kernel.
         """
+        self.check_target()
         if self.model is not None:
             target = Target.from_model(self.model, args, kwargs)
         elif self.energy is not None:

@@ -16,7 +16,9 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import Transform, biject_to
 
+from pyrogen.distributions import EnergyBased
 from pyrogen.kernels._minibatch import Minibatch
+from pyrogen.modes import up_to_a_constant
 
 __all__ = ["Site", "Structure", "nonfinite_sites", "potential_of_model", "structure_of"]
 
@@ -50,6 +52,7 @@ class Structure:
     plate_nesting: int
 
 
+@up_to_a_constant()
 def structure_of(
     model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Structure:
@@ -81,10 +84,13 @@ def structure_of(
             + "; a latent site is a pyro.sample statement without obs="
         )
     _refuse_minibatches_of_latents(first, subsampled, enumerated)
+    if not subsampled:
+        _refuse_moving_constants(first, second)
     sites.sort(key=lambda site: site.name)
     return Structure(tuple(sites), tuple(enumerated), subsampled, _plate_nesting(first))
 
 
+@up_to_a_constant()
 def potential_of_model(
     model: Callable[..., Any],
     args: Sequence[Any],
@@ -119,6 +125,7 @@ def potential_of_model(
     return potential
 
 
+@up_to_a_constant()
 def nonfinite_sites(
     model: Callable[..., Any],
     args: Sequence[Any],
@@ -228,6 +235,21 @@ def _refuse_moving_support(name: str, node: Mapping[str, Any], other: Any) -> No
             f"site {name!r}: expected a support that is fixed, got one that depends on other "
             "latent sites; sample it on the unit scale and transform it (pyro.deterministic)"
         )
+
+
+def _refuse_moving_constants(first: Any, second: Any) -> None:
+    """An energy that depends on what is sampled has a constant that depends on it too."""
+    for name, node in _samples(first):
+        fn = _base(node["fn"])
+        if not isinstance(fn, EnergyBased) or name not in second.nodes:
+            continue
+        value, other = node["value"], _base(second.nodes[name]["fn"])
+        if not torch.equal(fn.log_prob(value), other.log_prob(value)):
+            raise ValueError(
+                f"site {name!r}: expected an energy that is fixed, got one that depends on other "
+                "latent sites, and so does its unknown constant: the posterior is doubly "
+                "intractable. Use a normalised density there, or fix what it depends on"
+            )
 
 
 def _refuse_sequential(name: str, node: Mapping[str, Any]) -> None:

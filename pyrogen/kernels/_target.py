@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Transform
+from torch.distributions import Transform, biject_to
 
+from pyrogen.distributions import EnergyBased
 from pyrogen.kernels._minibatch import Minibatch
 from pyrogen.kernels._potential import Batched, PerChain, Potential
 from pyrogen.kernels._sites import nonfinite_sites, potential_of_model, structure_of
@@ -33,7 +34,8 @@ MakePotential = Callable[[Layout, Any, bool], Potential]
 class Target:
     """A distribution to sample from, over named sites.
 
-    Made by :meth:`from_model`, :meth:`from_energy` or :meth:`from_potential`.
+    Made by :meth:`from_model`, :meth:`from_energy`, :meth:`from_potential` or
+    :meth:`from_distribution`.
 
     Attributes:
         layout: name and unconstrained shape of each site, sorted by name.
@@ -139,6 +141,26 @@ class Target:
             device=device,
         )
 
+    @classmethod
+    def from_distribution(cls, name: str, fn: EnergyBased) -> Target:
+        """The distribution of one site. Its chains are as many points as one likes; if points of
+        its batch have densities of their own, any number of whole batches.
+
+        Args:
+            name: of the site.
+            fn: the distribution.
+        """
+        fn = fn if fn.is_conditional else fn.unexpanded()
+        transform, like = biject_to(fn.support), fn.like
+        shape = transform.inverse_shape(fn.event_shape)
+        return cls(
+            layout=((name, tuple(shape)),),
+            make_potential=_DistributionPotential(fn, transform),
+            transforms={name: transform.inv},
+            dtype=like.dtype,
+            device=like.device,
+        )
+
     @property
     def size(self) -> int:
         """How many unconstrained numbers one chain has."""
@@ -169,6 +191,13 @@ class Target:
         parts = [torch.as_tensor(values[name]) for name, _ in self.layout]
         flat = [part.detach().reshape((*batch, -1)) for part in parts]
         return torch.cat(flat, -1).to(self.device, self.dtype, copy=True)
+
+    def start(self, value: Tensor) -> Tensor:
+        """The position ``[chains, size]`` of values of the one site, ``[chains, *event]``."""
+        ((name, shape),) = self.layout
+        if name in self.transforms:
+            value = self.transforms[name](value)
+        return value.reshape((-1, math.prod(shape)))
 
     def constrain(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Maps unconstrained values ``[*batch, *shape]`` to the supports of their sites."""
@@ -242,6 +271,31 @@ class _EnergyPotential:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _EnergyPotential) and vars(self) == vars(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class _DistributionPotential:
+    def __init__(self, fn: EnergyBased, transform: Transform) -> None:
+        self._fn = fn
+        self._transform = transform
+
+    def __call__(self, layout: Layout, arguments: Any, vectorized: bool) -> Potential:
+        ((_, shape),) = layout
+
+        def of_all_chains(position: Tensor) -> Tensor:
+            free = position.reshape((-1, *shape))
+            value = self._transform(free)
+            log_det = self._transform.log_abs_det_jacobian(free, value)
+            batches = value.reshape((-1, *self._fn.batch_shape, *self._fn.event_shape))
+            density = self._fn.unnormalized_log_prob(batches)
+            energy: Tensor = -(density.flatten() + log_det.reshape(len(position), -1).sum(-1))
+            return energy
+
+        return Batched(of_all_chains)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _DistributionPotential) and vars(self) == vars(other)
 
     __hash__ = None  # type: ignore[assignment]
 

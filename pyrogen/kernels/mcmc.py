@@ -83,6 +83,7 @@ class MCMC:
                 f"kernel: expected a kernel of pyrogen.kernels, got {type(kernel).__name__}; "
                 "Pyro's own kernels run under pyro.infer.MCMC"
             )
+        kernel.check_target()
         self.kernel = kernel
         self.num_samples = whole("num_samples", num_samples, 1)
         self.warmup_steps = whole(

@@ -5,6 +5,7 @@ and leave the rest of the program to the ELBO that they are given.
 """
 
 from pyrogen.losses.compiled import Compiled
+from pyrogen.losses.contrastive_divergence import ContrastiveDivergence
 from pyrogen.losses.noise_contrastive import NoiseContrastive
 from pyrogen.losses.pseudo_likelihood import PseudoLikelihood
 from pyrogen.losses.ratio_matching import RatioMatching
@@ -12,6 +13,7 @@ from pyrogen.losses.score_matching import ScoreMatching
 
 __all__ = [
     "Compiled",
+    "ContrastiveDivergence",
     "NoiseContrastive",
     "PseudoLikelihood",
     "RatioMatching",

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
+from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.infer import ELBO, Trace_ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Size, Tensor
 from torch.distributions import constraints
 
+from pyrogen.checks import nonfinite_site
 from pyrogen.distributions import EnergyBased
+from pyrogen.errors import NonFiniteError
 
-__all__ = ["ScoringELBO"]
+__all__ = ["ScoringELBO", "expanded", "visit"]
 
 Score = Callable[[Tensor], Tensor]
 
@@ -24,24 +29,31 @@ class ScoringELBO(ELBO):
     r"""An ELBO in which sites of one kind are scored by a surrogate of their log-density.
 
     In the estimate :math:`\mathbb{E}_q[\log p(x, z) - \log q(z)]` the term of each such site of the
-    model is replaced by :meth:`score`, whose gradient is what the site is trained by. Plates, scales
-    and masks weight it as they weight a log-density, and every other site is scored as ever, so that
-    one program may mix both.
+    model is replaced by :meth:`score`, whose gradient is what the site is trained by. Plates,
+    scales and masks weight it as they weight a log-density, and every other site is scored as ever,
+    so that one program may mix both.
 
     Args:
         elbo: the estimate that the surrogate enters; ``Trace_ELBO()`` by default.
+
+    Raises:
+        ValueError: if the model has no such site.
+        NonFiniteError: if the loss is infinite or NaN, with the site and the number of steps.
 
     Attributes:
         kind: the distributions that are scored so.
     """
 
     kind: ClassVar[type[TorchDistribution]] = EnergyBased
+    progress: ClassVar[tuple[str, ...]] = ("steps",)
+    """Attributes that change from step to step, and are no options."""
 
     def __init__(self, elbo: ELBO | None = None) -> None:
         self.elbo: Any = Trace_ELBO() if elbo is None else elbo
         if not isinstance(self.elbo, ELBO):
             raise TypeError(f"elbo: expected an ELBO, got {type(elbo).__name__}")
         super().__init__(num_particles=self.elbo.num_particles)
+        self.steps = 0
 
     @abstractmethod
     def score(self, name: str, fn: Any, value: Tensor) -> Tensor:
@@ -59,24 +71,36 @@ class ScoringELBO(ELBO):
 
     def loss(self, model: Callable[..., Any], guide: Any, *args: Any, **kwargs: Any) -> Any:
         """The estimate, without gradient."""
-        return self._in_place(self.elbo.loss, model, guide, args, kwargs)
+        result = self.in_place(self.elbo.loss, model, guide, args, kwargs)
+        return self.finite(result, model, guide, args, kwargs)
 
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Any, *args: Any, **kwargs: Any
     ) -> Any:
         """The estimate as a tensor with a gradient."""
-        return self._in_place(self.elbo.differentiable_loss, model, guide, args, kwargs)
+        return self.in_place(self.elbo.differentiable_loss, model, guide, args, kwargs)
 
     def loss_and_grads(
         self, model: Callable[..., Any], guide: Any, *args: Any, **kwargs: Any
     ) -> Any:
         """The estimate; its gradient is added to the parameters."""
-        return self._in_place(self.elbo.loss_and_grads, model, guide, args, kwargs)
+        result = self.in_place(self.elbo.loss_and_grads, model, guide, args, kwargs)
+        self.finite(result, model, guide, args, kwargs)
+        self.steps += 1
+        return result
 
-    def _in_place(
-        self, method: Any, model: Callable[..., Any], guide: Any, args: Any, kwargs: Any
+    def in_place(
+        self,
+        method: Any,
+        model: Callable[..., Any],
+        guide: Any,
+        args: Any,
+        kwargs: Any,
+        score: Callable[[str, Any, Tensor], Tensor] | None = None,
     ) -> Any:
-        scoring = _Scoring(self)
+        """Calls a method of the ELBO with the surrogates in place, those of ``self.score`` if no
+        others are given."""
+        scoring = _Scoring(self.kind, self.score if score is None else score)
         result = method(scoring(model), guide, *args, **kwargs)
         if not scoring.found:
             raise ValueError(
@@ -85,23 +109,67 @@ class ScoringELBO(ELBO):
             )
         return result
 
+    def finite(self, result: Any, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        """``result``, if it is.
+
+        Raises:
+            NonFiniteError: if not, with the site and the number of gradient steps so far.
+        """
+        if isinstance(result, float) and not math.isfinite(result):
+            site = nonfinite_site(model, guide, args, kwargs)
+            where = f"site {site!r}" if site else "no single site (their sum)"
+            raise NonFiniteError(
+                f"step {self.steps}: the loss is {result}; not finite at {where}. Look at the data "
+                "of that site, lower the learning rate, or bound its energy",
+                site,
+                self.steps,
+            )
+        return result
+
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        return self.elbo._get_trace(_Scoring(self)(model), guide, args, kwargs)
+        return self.elbo._get_trace(_Scoring(self.kind, self.score)(model), guide, args, kwargs)
 
 
-class _Scoring(Messenger):  # type: ignore[misc]
-    """Gives sites of the objective's kind the surrogate for a log-density."""
+def expanded(fn: Any, value: Tensor) -> Tensor:
+    """The value with the batch dimensions of its site, ``[*batch, *event]``."""
+    split = value.dim() - len(fn.event_shape)
+    batch = torch.broadcast_shapes(value.shape[:split], fn.batch_shape)
+    return value.expand(*batch, *fn.event_shape)
 
-    def __init__(self, objective: ScoringELBO) -> None:
+
+def visit(
+    visitor: Callable[[str, Any, Tensor], None],
+    kind: type[TorchDistribution],
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: Any,
+    kwargs: Any,
+) -> None:
+    """Runs guide and model once, and shows each site of one kind: name, distribution, value."""
+    scoring = _Scoring(kind, lambda name, fn, value: value)
+    with poutine.block():
+        guided = poutine.trace(guide).get_trace(*args, **kwargs)
+        traced = poutine.trace(poutine.replay(scoring(model), trace=guided))
+        nodes: Any = traced.get_trace(*args, **kwargs).nodes
+    for name, fn in scoring.found.items():
+        visitor(name, fn, nodes[name]["value"])
+
+
+class _Scoring(Messenger):
+    """Gives sites of one kind a surrogate for their log-density."""
+
+    def __init__(
+        self, kind: type[TorchDistribution], score: Callable[[str, Any, Tensor], Tensor]
+    ) -> None:
         super().__init__()
-        self._objective = objective
-        self.found: set[str] = set()
+        self._kind, self._score = kind, score
+        self.found: dict[str, Any] = {}
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        fn, name, kind = msg["fn"], msg["name"], self._objective.kind
+        fn, name, kind = msg["fn"], msg["name"], self._kind
         if isinstance(fn, kind):
-            self.found.add(name)
-            msg["fn"] = _Scored(fn, lambda value: self._objective.score(name, fn, value))
+            self.found[name] = fn
+            msg["fn"] = _Scored(fn, partial(self._score, name, fn))
         elif _contains(fn, kind):
             raise ValueError(
                 f"site {name!r}: expected {kind.__name__} itself, got {type(fn).__name__} around "
@@ -134,7 +202,5 @@ class _Scored(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         return self._score(value)
 
-    def sample(self, sample_shape: Any = Size()) -> Tensor:
-        with torch.no_grad():
-            drawn: Tensor = self._fn.sample(sample_shape)
-        return drawn
+    def sample(self, sample_shape: Sequence[int] = Size()) -> Tensor:
+        return self._fn.sample(Size(sample_shape))  # type: ignore[no-any-return]

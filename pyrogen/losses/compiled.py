@@ -37,6 +37,8 @@ from torch.overrides import TorchFunctionMode
 from pyrogen.checks import check_pair, nonfinite_site
 from pyrogen.errors import NonFiniteError
 from pyrogen.graph import Captured
+from pyrogen.losses._scoring import ScoringELBO
+from pyrogen.losses._stateful import StatefulELBO
 
 __all__ = ["Compiled"]
 
@@ -109,14 +111,14 @@ class Compiled(ELBO):
         if _is_watched():
             return self.elbo.loss(model, guide, *args, **kwargs)
         pair = self._pair(model, guide)
-        return self._finite(pair, pair.loss(*args, **kwargs), args, kwargs)
+        return self._finite(pair, pair.value(args, kwargs), args, kwargs)
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Any:
         """The estimate as a float; its gradient is added to the ``grad`` of each parameter."""
         if _is_watched():
             return self.elbo.loss_and_grads(model, guide, *args, **kwargs)
         pair = self._pair(model, guide)
-        loss, leaves, gradients = pair.loss_and_grads.value_and_grad(*args, **kwargs)
+        loss, leaves, gradients = pair.value_and_grad(args, kwargs)
         loss = self._finite(pair, loss, args, kwargs)
         self._steps += 1
         for leaf, gradient in zip(leaves, gradients, strict=True):
@@ -138,10 +140,10 @@ class Compiled(ELBO):
             return loss
         pair = self._pair(model, guide)
         if not torch.is_grad_enabled():
-            value = pair.loss(*args, **kwargs)
+            value = pair.value(args, kwargs)
             self._finite(pair, value, args, kwargs)
             return torch.as_tensor(value)
-        value, leaves, gradients = pair.loss_and_grads.value_and_grad(*args, **kwargs)
+        value, leaves, gradients = pair.value_and_grad(args, kwargs)
         self._finite(pair, value, args, kwargs)
         self._steps += 1
         differentiable: Tensor = _WithGradient.apply(value, gradients, *leaves)
@@ -150,7 +152,7 @@ class Compiled(ELBO):
     def _pair(self, model: Program, guide: Program) -> _Pair:
         key = _identity(model), _identity(guide)
         pair = self._pairs.get(key)
-        if pair is None or pair.options != vars(self.elbo):
+        if pair is None or pair.options != _options(self.elbo):
             if len(self._pairs) == _MANY_PAIRS:
                 warnings.warn(
                     f"Compiled was given {_MANY_PAIRS} pairs of programs and compiles each; wrap a "
@@ -158,7 +160,8 @@ class Compiled(ELBO):
                     RuntimeWarning,
                     stacklevel=4,
                 )
-            pair = self._pairs[key] = _Pair(self.elbo, model, guide, self.compile)
+            kind = _StatefulPair if isinstance(self.elbo, StatefulELBO) else _Pair
+            pair = self._pairs[key] = kind(self.elbo, model, guide, self.compile)
         return pair
 
     def _finite(
@@ -190,15 +193,37 @@ class _Pair:
 
     def __init__(self, elbo: Any, model: Program, guide: Program, compile: bool) -> None:
         self.model, self.guide = model, guide
-        self.options = dict(vars(elbo))
+        self.options = _options(elbo)
         # A copy of its own: Pyro keeps the plate depth of one pair on the object.
-        elbo = copy.copy(elbo)
-        self.loss = Captured(_bound(elbo.loss, model, guide), self._prepare, compile)
-        bound = _bound(elbo.loss_and_grads, model, guide)
-        self.loss_and_grads = Captured(bound, self._prepare_gradient, compile)
-        self._run = bound
+        self._elbo = copy.copy(elbo)
+        if isinstance(elbo, ScoringELBO):
+            self._elbo.elbo = copy.copy(elbo.elbo)
+        self._compile = compile
+        self._loss = self._captured(self._bound("loss"), self._prepare)
+        self._run = self._bound("loss_and_grads")
+        self._loss_and_grads = self._captured(self._run, self._prepare_gradient)
         self._names: set[str] = set()
         self._trained: set[int] = set()
+
+    def value(self, args: Any, kwargs: Any) -> Any:
+        """The estimate."""
+        return self._loss(*args, **kwargs)
+
+    def value_and_grad(self, args: Any, kwargs: Any) -> tuple[Any, list[Tensor], Any]:
+        """The estimate, the parameters that it depends on, and its gradient in them."""
+        return self._loss_and_grads.value_and_grad(*args, **kwargs)
+
+    def _captured(self, function: Callable[..., Any], prepare: Callable[..., Any]) -> Captured:
+        return Captured(function, prepare, self._compile)
+
+    def _bound(self, name: str) -> Callable[..., Any]:
+        """A method of the objective as a pure function of its arguments."""
+        elbo, model, guide = self._elbo, self.model, self.guide
+        if isinstance(elbo, ScoringELBO):
+            method = getattr(elbo.elbo, name)
+            return lambda *args, **kwargs: elbo.in_place(method, model, guide, args, kwargs)
+        method = getattr(elbo, name)
+        return lambda *args, **kwargs: method(model, guide, *args, **kwargs)
 
     def announce(self, leaves: Sequence[Tensor]) -> None:
         """Sends the ``param`` messages of the pair, by which ``SVI`` learns what to optimise."""
@@ -228,8 +253,46 @@ class _Pair:
         self._trained = {id(getattr(x, "unconstrained", lambda x=x: x)()) for x in values}
 
 
-def _bound(method: Callable[..., Any], model: Program, guide: Program) -> Callable[..., Any]:
-    return lambda *args, **kwargs: method(model, guide, *args, **kwargs)
+class _StatefulPair(_Pair):
+    """A pair whose objective carries tensors from step to step: arguments and results of graphs."""
+
+    def __init__(self, elbo: Any, model: Program, guide: Program, compile: bool) -> None:
+        super().__init__(elbo, model, guide, compile)
+        self._owner = elbo
+        copied = self._elbo
+        self._advance = self._captured(
+            lambda carried, *args, **kwargs: copied.advance(carried, model, guide, args, kwargs),
+            self._prepare,
+        )
+
+    def value(self, args: Any, kwargs: Any) -> Any:
+        loss, _ = self._loss(self._gone_ahead(args, kwargs), *args, **kwargs)
+        return loss
+
+    def value_and_grad(self, args: Any, kwargs: Any) -> tuple[Any, list[Tensor], Any]:
+        carried = self._gone_ahead(args, kwargs)
+        (loss, carried), leaves, gradients = self._loss_and_grads.value_and_grad(
+            carried, *args, **kwargs
+        )
+        self._owner.carry(carried)
+        return loss, leaves, gradients
+
+    def _gone_ahead(self, args: Any, kwargs: Any) -> Any:
+        self._owner.start(self.model, self.guide, args, kwargs)
+        carried = self._owner.carried
+        for _ in range(self._owner.ahead):
+            carried = self._advance(carried, *args, **kwargs)
+        return carried
+
+    def _bound(self, name: str) -> Callable[..., Any]:
+        elbo, model, guide = self._elbo, self.model, self.guide
+        method = getattr(elbo.elbo, name)
+        return lambda carried, *args, **kwargs: elbo.step(
+            method, carried, model, guide, args, kwargs
+        )
+
+    def _prepare(self, carried: Any, *args: Any, **kwargs: Any) -> None:
+        super()._prepare(*args, **kwargs)
 
 
 class _WithoutBackward(TorchFunctionMode):
@@ -267,6 +330,11 @@ class _WithGradient(torch.autograd.Function):
         if scale.device.type != "cpu" or float(scale) != 1.0:
             gradients = tuple(torch._foreach_mul(gradients, scale))
         return None, None, *gradients
+
+
+def _options(elbo: ELBO) -> dict[str, Any]:
+    progress = getattr(elbo, "progress", ())
+    return {name: value for name, value in vars(elbo).items() if name not in progress}
 
 
 def _identity(program: Program) -> tuple[int, ...]:

@@ -1,0 +1,64 @@
+"""Some steps of a kernel on one site's distribution, as a pure function of where chains start."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from pyrogen.distributions import EnergyBased
+from pyrogen.kernels._kernel import Kernel
+from pyrogen.kernels._potential import Potential
+from pyrogen.kernels._target import Target
+
+__all__ = ["Phase", "initial_position", "moved"]
+
+
+class Phase(NamedTuple):
+    """Where chains are, ``[chains, size]``, and which of them diverged on the way, ``[chains]``."""
+
+    position: Tensor
+    diverged: Tensor
+
+
+def initial_position(target: Target, fn: EnergyBased, num_chains: int) -> Tensor:
+    """Positions ``[num_chains, size]`` drawn from the base of a site's distribution."""
+    if fn.is_conditional:
+        num_chains //= fn.batch_shape.numel()
+    else:
+        fn = fn.unexpanded()
+    return target.start(fn.initial_point((num_chains,)))
+
+
+def moved(kernel: Kernel, target: Target, position: Tensor, num_steps: int) -> Phase:
+    """``num_steps`` transitions of every chain.
+
+    Args:
+        kernel: how they move; its own target, if it has one, is not looked at.
+        target: what they sample.
+        position: ``[chains, size]``, unconstrained.
+        num_steps: how many.
+    """
+    potential, tuning = target.potential(), kernel.initial_tuning(target)
+    state = kernel.init(potential, position, tuning)
+    diverged = ~state.position.isfinite().all(-1)
+    run: Any = _Direct(potential)
+    for iteration in range(num_steps):
+        state, info = kernel.transition(run, state, tuning, iteration)
+        diverged = diverged | info.diverging
+    return Phase(state.position, diverged)
+
+
+class _Direct:
+    """Calls a kernel's functions as they are, in place of a runner of graphs."""
+
+    def __init__(self, potential: Potential) -> None:
+        self._potential = potential
+
+    def __call__(self, function: Any, *tensors: Any) -> Any:
+        return function(self._potential, *tensors)
+
+    once = __call__
+
+    def plain(self, function: Any, *tensors: Any) -> Any:
+        return function(*tensors)
