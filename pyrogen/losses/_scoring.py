@@ -134,7 +134,7 @@ def expanded(fn: Any, value: Tensor) -> Tensor:
     """The value with the batch dimensions of its site, ``[*batch, *event]``."""
     split = value.dim() - len(fn.event_shape)
     batch = torch.broadcast_shapes(value.shape[:split], fn.batch_shape)
-    return value.expand(*batch, *fn.event_shape)
+    return value.expand((*batch, *fn.event_shape))
 
 
 def visit(

@@ -62,8 +62,9 @@ class ScoreMatching(ScoringELBO):
     better).
 
     Args:
-        method: ``"exact"``, for few dimensions; ``"sliced"``; ``"sliced-vr"``, with less variance;
-            ``"denoising"``; ``"finite-difference"``, which needs no derivative of the energy.
+        method: ``"exact"``, for few dimensions; ``"sliced"``; ``"sliced-vr"``, most often with less
+            variance; ``"denoising"``; ``"finite-difference"``, which needs no derivative of the
+            energy.
         sigma: the standard deviation of the noise, or the step of the differences; for these two
             methods only.
         num_projections: how many directions, or pairs of noise, are averaged for each datum. Not
