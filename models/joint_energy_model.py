@@ -158,9 +158,10 @@ class JointEnergyModel(PyroModule):
         refuse_num_samples(num_samples)
         check_data(data, self.event_shape)
         labels = self._labels(data, labels)
+        known: Any = labels >= 0
         with pyro.plate("data", labels.shape[-1], dim=-1):
             x = pyro.sample("x", self.distribution(), obs=data)
-            with poutine.mask(mask=labels >= 0):
+            with poutine.mask(mask=known):
                 return x, pyro.sample("y", self.classify(x), obs=labels.clamp(min=0))
 
     def _labels(self, data: Tensor, labels: Tensor | None) -> Tensor:

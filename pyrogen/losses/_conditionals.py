@@ -24,7 +24,7 @@ def alternatives(name: str, fn: Any) -> Tensor:
     """
     element = _element(fn.base)
     if getattr(element, "has_enumerate_support", False):
-        values = element.enumerate_support(expand=False)
+        values: Tensor = element.enumerate_support(expand=False)
         size = len(element.event_shape)
         return values.reshape(len(values), *values.shape[values.dim() - size :])
     support = fn.support
@@ -74,7 +74,8 @@ def log_odds(fn: Any, value: Tensor, levels: Tensor, num_variables: int | None) 
         others = levels.reshape(len(levels), *[1] * (batch + len(shape)), *levels.shape[1:])
     changed = torch.where(mask, others.unsqueeze(1), value)
     density: Tensor = fn.unnormalized_log_prob(changed)
-    return density - fn.unnormalized_log_prob(value)
+    present: Tensor = fn.unnormalized_log_prob(value)
+    return density - present
 
 
 def num_variables_of(fn: Any, levels: Tensor) -> int:

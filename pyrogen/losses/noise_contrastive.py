@@ -106,7 +106,7 @@ class NoiseContrastive(ScoringELBO):
 
     def _noise(self, name: str, fn: Any) -> Any:
         distribution = isinstance(self.noise, torch.distributions.Distribution)
-        noise: Any = self.noise if distribution else self.noise()  # type: ignore[operator]
+        noise: Any = self.noise if distribution else self.noise()
         if noise.event_shape != fn.event_shape:
             raise ValueError(
                 f"noise: expected event shape {list(fn.event_shape)} as at site {name!r}, got "

@@ -69,4 +69,5 @@ class RatioMatching(ScoringELBO):
             )
         (odds,) = log_odds(fn, value, levels, self.num_variables)
         share = num_variables_of(fn, levels) / len(odds)
-        return -share * odds.sigmoid().square().sum(0)
+        squares: Tensor = odds.sigmoid().square().sum(0)
+        return -share * squares

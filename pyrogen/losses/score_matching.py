@@ -116,7 +116,7 @@ class ScoreMatching(ScoringELBO):
         _check_sigma(method, sigma)
         _check_projections(method, num_projections)
         self.method = method
-        self.sigma = sigma
+        self.sigma: Any = sigma
         self.num_projections = 1 if num_projections is None else num_projections
         self._estimate: Callable[[Any, Tensor], Tensor] = {
             "exact": _exact,
@@ -145,7 +145,9 @@ class ScoreMatching(ScoringELBO):
         half = torch.randn_like(x.expand(self.num_projections, *x.shape))
         noise = torch.cat([half, -half])
         score = _score(fn)(x + self.sigma * noise)
-        return (0.5 * _inner(fn, score, score) + _inner(fn, score, noise) / self.sigma).mean(0)
+        terms = 0.5 * _inner(fn, score, score) + _inner(fn, score, noise) / self.sigma
+        estimate: Tensor = terms.mean(0)
+        return estimate
 
     def _finite_difference(self, fn: Any, x: Tensor) -> Tensor:
         step, count = self.sigma * self._signs(x), self.num_projections
@@ -154,7 +156,8 @@ class ScoreMatching(ScoringELBO):
         # The mean of both sides less the middle, in an order that loses no digits needlessly.
         second = ((right - middle) - (middle - left)) / self.sigma**2
         first = (right - left) / (2 * self.sigma)
-        return (0.5 * first.square() + second).mean(0)
+        estimate: Tensor = (0.5 * first.square() + second).mean(0)
+        return estimate
 
     def _signs(self, x: Tensor) -> Tensor:
         """Directions, ``[num_projections, *x.shape]``."""
