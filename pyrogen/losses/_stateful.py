@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from pyrogen.losses._scoring import ScoringELBO
@@ -94,7 +95,9 @@ class StatefulELBO(ScoringELBO):
         result, carried = self.step(
             self.elbo.differentiable_loss, carried, model, guide, args, kwargs
         )
-        self.carry({name: value.detach() for name, value in carried.items()})
+        if torch.is_grad_enabled():
+            self.steps += 1
+            self.carry(carried)
         return result
 
     def loss_and_grads(

@@ -106,6 +106,15 @@ class Compiled(ELBO):
         self._steps = 0
         self._pairs: dict[Any, _Pair] = {}
 
+    @property
+    def carried(self) -> dict[str, Tensor]:
+        """What the objective carries from step to step, such as persistent chains."""
+        return getattr(self.elbo, "carried", {})
+
+    def carry(self, carried: Mapping[str, Tensor]) -> None:
+        """Goes on from ``carried``."""
+        self.elbo.carry(carried)
+
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Any:
         """The estimate, without gradient, as a float (or what ``elbo`` returns in its place)."""
         if _is_watched():

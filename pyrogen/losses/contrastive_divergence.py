@@ -215,26 +215,36 @@ class ContrastiveDivergence(StatefulELBO):
             phase = self._moved(carried, target, name, fn, value, steps)
             self._keep(carried, target, name, fn, phase)
             negatives = target.constrain(target.unflatten(phase.position))[name]
+        density = self._density(fn, value, 1.0)
         if fn.is_conditional:
-            negatives = negatives.reshape((*fn.batch_shape, *fn.event_shape))
-        contrast: Tensor = self._density(fn, value, 1.0) - self._mean(
-            fn, self._density(fn, negatives, -1.0), ~phase.diverged
-        )
-        return contrast
+            return density - self._own_mean(fn, value, negatives, phase.diverged)
+        return density - self._mean(fn, negatives, phase.diverged)
+
+    def _mean(self, fn: EnergyBased, negatives: Tensor, diverged: Tensor) -> Tensor:
+        """Over the chains that did not diverge."""
+        if not self.kernel.can_diverge:
+            return self._density(fn, negatives, -1.0).mean()
+        # Others stand in a sound place, since what is not finite has no gradient, not even times 0.
+        sound = negatives.index_select(0, (~diverged).to(torch.uint8).argmax(0, keepdim=True))
+        negatives = torch.where(_like(diverged, negatives), sound, negatives)
+        density = self._density(fn, negatives, -1.0)
+        return torch.where(diverged, 0.0, density).sum() / (~diverged).sum()
+
+    def _own_mean(
+        self, fn: EnergyBased, value: Tensor, negatives: Tensor, diverged: Tensor
+    ) -> Tensor:
+        """Of each datum's chain, in the place of which, if it diverged, stands the datum."""
+        shape = (*fn.batch_shape, *fn.event_shape)
+        negatives = negatives.reshape(shape)
+        diverged = _like(diverged.reshape(fn.batch_shape), negatives)
+        negatives = torch.where(diverged, value.detach().expand(shape), negatives)
+        return self._density(fn, negatives, -1.0)
 
     def _density(self, fn: EnergyBased, value: Tensor, sign: float) -> Tensor:
         density = fn.unnormalized_log_prob(value)
         if self.energy_penalty > 0:
             density = density - sign * self.energy_penalty * fn.energy_at(value).square()
         return density
-
-    def _mean(self, fn: EnergyBased, density: Tensor, sound: Tensor) -> Tensor:
-        """Over the chains that did not diverge; of each chain alone if it belongs to a datum."""
-        if not self.kernel.can_diverge:
-            return density if fn.is_conditional else density.mean()
-        if fn.is_conditional:
-            return torch.where(sound.reshape(density.shape), density, density.detach())
-        return torch.where(sound, density, 0.0).sum() / sound.sum()
 
     def _moved(
         self,
@@ -298,6 +308,11 @@ class ContrastiveDivergence(StatefulELBO):
                 f"site {name!r}: expected chains that start at the data, because its energy has a "
                 "context, which differs from batch to batch; got persistent=True or a buffer_size"
             )
+
+
+def _like(flags: Tensor, value: Tensor) -> Tensor:
+    """Flags ``[*batch]`` as ``[*batch, 1, ...]`` beside ``value [*batch, *event]``."""
+    return flags.reshape((*flags.shape, *[1] * (value.dim() - flags.dim())))
 
 
 def _probability(name: str, value: float) -> float:

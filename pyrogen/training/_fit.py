@@ -267,7 +267,8 @@ def _describe(loss: ELBO) -> dict[str, Any]:
     options = {
         name.lstrip("_"): _describe(value) if isinstance(value, ELBO) else value
         for name, value in vars(loss).items()
-        if isinstance(value, ELBO | bool | int | float | str) and name != "max_plate_nesting"
+        if isinstance(value, ELBO | bool | int | float | str)
+        and name not in {"max_plate_nesting", *getattr(loss, "progress", ())}
     }
     return {"class": type(loss).__name__, **options}
 

@@ -274,6 +274,7 @@ class Loop:
             "stopping": self._stopping.state(),
             "best": self._best,
             "random": {name: self._gather(value) for name, value in random.items()},
+            "carried": {name: self._gather(value) for name, value in self._carried.items()},
             "history": self._history.state(),
             "progress": {
                 "epoch": self._epoch,
@@ -307,8 +308,19 @@ class Loop:
                 f"holds, got {self._settings.max_epochs}; pass resume=False to start anew"
             )
         rank = self.fabric.global_rank
+        carried = {name: values[rank] for name, values in state["carried"].items()}
+        self._carry({name: value.to(self.fabric.device) for name, value in carried.items()})
         random = {name: states[rank] for name, states in state["random"].items()}
         set_rng_states(random, self.fabric.device)
+
+    @property
+    def _carried(self) -> dict[str, Tensor]:
+        """What the loss carries from step to step, such as persistent chains."""
+        return getattr(self.module.elbo, "carried", {})
+
+    def _carry(self, carried: dict[str, Tensor]) -> None:
+        if carried:
+            self.module.elbo.carry(carried)  # type: ignore[operator, union-attr]
 
     def _gather(self, value: Tensor) -> Tensor:
         """The tensors of all processes, stacked."""
