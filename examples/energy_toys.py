@@ -69,7 +69,7 @@ class Way:
 def contrastive_divergence() -> ELBO:
     """512 chains that go on from step to step; a light weight on the energies keeps them near 0."""
     return losses.ContrastiveDivergence(
-        kernels.MALA(step_size=0.1), num_steps=10, persistent=True, energy_penalty=0.01
+        kernels.MALA(step_size=0.05), num_steps=10, persistent=True, energy_penalty=0.01
     )
 
 
@@ -215,9 +215,13 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--toys", nargs="+", choices=TOYS, default=list(TOYS))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--smoke", action="store_true", help="two steps, to see that it runs")
+    parser.add_argument(
+        "--smoke", action="store_true", help="two steps on one toy, to see that it runs"
+    )
     arguments = parser.parse_args()
     size = Size(0.0, 200, 50, 5, 20) if arguments.smoke else Size()
+    if arguments.smoke:
+        arguments.toys = arguments.toys[:1]
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
 
     pyro.set_rng_seed(arguments.seed)
