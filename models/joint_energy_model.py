@@ -15,6 +15,7 @@ energy, the second by cross-entropy; where a label is missing the second is left
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -48,14 +49,18 @@ class JointEnergyModel(PyroModule):
             returns one. ``ImproperUniform`` leaves the energy alone.
         sampler: how ``model(None)`` draws, such as :class:`pyrogen.kernels.ShortRun`; it may be set
             later, as an attribute.
+        density_weight: weight of log p(x) against log p(y | x), > 0. The gradient of the first is
+            of many inputs, that of the second of one label, so that at 1 few steps go to the
+            labels; score matching has units of its own. It becomes a buffer.
 
     Attributes:
         event_shape: shape of one datum.
         num_classes: number of classes.
+        density_weight: tensor of shape ``[]``.
 
     Raises:
         TypeError: if ``classifier`` is no module or ``base`` none of these.
-        ValueError: if the classifier does not map events to logits.
+        ValueError: if the classifier does not map events to logits, or the weight is not positive.
 
     References:
         W. Grathwohl, K.-C. Wang, J.-H. Jacobsen, D. Duvenaud, M. Norouzi, K. Swersky, *Your
@@ -77,13 +82,20 @@ class JointEnergyModel(PyroModule):
         torch.Size([8])
     """
 
+    density_weight: Tensor
+
     def __init__(
         self,
         classifier: nn.Module,
         base: Any,
         sampler: Callable[..., Tensor] | None = None,
+        density_weight: float = 1.0,
     ) -> None:
         super().__init__()
+        if not (math.isfinite(density_weight) and density_weight > 0):
+            raise ValueError(
+                f"density_weight: expected a positive finite number, got {density_weight}"
+            )
         if not isinstance(classifier, nn.Module):
             raise TypeError(
                 f"classifier: expected a torch.nn.Module, got {type(classifier).__name__}"
@@ -94,6 +106,8 @@ class JointEnergyModel(PyroModule):
         fn = self.distribution()
         self.event_shape = tuple(fn.event_shape)
         self.num_classes = _num_classes(classifier, fn)
+        weight = torch.as_tensor(density_weight, dtype=fn.like.dtype, device=fn.like.device)
+        self.register_buffer("density_weight", weight)
 
     def distribution(self) -> EnergyBased:
         """Returns the density of an input, known up to a constant."""
@@ -160,7 +174,8 @@ class JointEnergyModel(PyroModule):
         labels = self._labels(data, labels)
         known: Any = labels >= 0
         with pyro.plate("data", labels.shape[-1], dim=-1):
-            x = pyro.sample("x", self.distribution(), obs=data)
+            with poutine.scale(scale=self.density_weight):
+                x = pyro.sample("x", self.distribution(), obs=data)
             with poutine.mask(mask=known):
                 return x, pyro.sample("y", self.classify(x), obs=labels.clamp(min=0))
 

@@ -68,6 +68,9 @@ def test_the_loss_is_that_of_the_energy_and_cross_entropy():
     entropy = -model.classify(x[known]).log_prob(labels[known]).sum().item()
     assert alone == nothing
     assert loss.loss(model, Empty(), x, labels) == pytest.approx(alone + entropy, rel=1e-12)
+    model.density_weight.fill_(0.25)
+    assert loss.loss(model, Empty(), x, labels) == pytest.approx(alone / 4 + entropy, rel=1e-12)
+    model.density_weight.fill_(1.0)
     compiled = Compiled(loss, compile=False)
     assert compiled.loss(model, Empty(), x, labels) == pytest.approx(alone + entropy, rel=1e-12)
 
@@ -144,6 +147,8 @@ def test_wrong_calls_are_refused(arguments, message):
 def test_wrong_classifiers_are_refused():
     with pytest.raises(TypeError, match=r"classifier: expected a torch\.nn\.Module"):
         JointEnergyModel(lambda x: x, 2)
+    with pytest.raises(ValueError, match="density_weight: expected a positive finite number"):
+        JointEnergyModel(nn.Linear(2, 3), 2, density_weight=0.0)
     with pytest.raises(ValueError, match="classifier: expected a network for input"):
         JointEnergyModel(nn.Linear(3, 2), 2)
     with pytest.raises(ValueError, match=r"classifier: expected output \[2, num_classes\]"):
