@@ -1,12 +1,14 @@
 """A network as an energy learns handwritten digits; Langevin chains walk from noise to them.
 
-The 1,797 scans of 8 x 8 pixels that come with scikit-learn, scaled to 0..1 and blurred by a little
-noise, are modelled by p(x) = p0(x) exp(-E(x)) / Z: a normal p0 with the mean and a wider spread
-than the data, and a multilayer perceptron E. Training is contrastive divergence with persistent
-Langevin chains. Written to ``--output-dir``:
+The 1,797 scans of 8 x 8 pixels that come with scikit-learn, scaled to 0..1, are blurred by normal
+noise and modelled by p(x) = p0(x) exp(-E(x)) / Z: a normal p0 with the mean and a wider spread than
+the data, and a multilayer perceptron E. Training is denoising score matching. The score also says
+where a blurred image came from: the mean of the clean image is x + sigma² grad log p(x).
+Written to ``--output-dir``:
 
-* ``draws.png``: the persistent chains after training
-* ``trajectories.png``: chains that start at noise, one a row, as they go on
+* ``trajectories.png``: chains that start at noise, one a row, as they go on, with the blur taken
+  off at the end
+* ``draws.png``: the ends of more chains, the blur taken off
 * ``energies.png``: the energies of training images, test images, draws and foreign images
 * ``report.md``: how well a classifier can tell draws from test images, and the scores of foreign
   images
@@ -17,6 +19,7 @@ Langevin chains. Written to ``--output-dir``:
 from __future__ import annotations
 
 import argparse
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,8 +40,7 @@ from pyrogen.guides import Empty
 from pyrogen.models import EnergyModel
 from pyrogen.nn import MLP
 
-PIXELS, BLUR, STEP = 64, 0.1, 0.005
-BATCH, CHAIN_STEPS = 100, 20
+PIXELS, BLUR, STEP, BATCH = 64, 0.2, 0.01, 100
 
 
 def load(seed: int) -> tuple[Tensor, Tensor]:
@@ -59,35 +61,30 @@ def build(train: Tensor) -> EnergyModel:
     return EnergyModel(MLP(PIXELS, 1, hidden=(256, 256), activation=nn.SiLU), base)
 
 
-def fit(model: EnergyModel, train: Tensor, epochs: int, smoke: bool) -> Tensor:
-    """Trains the energy; returns where the persistent chains stand then."""
-    loss = losses.ContrastiveDivergence(
-        kernels.Langevin(step_size=STEP),
-        num_steps=CHAIN_STEPS,
-        persistent=True,
-        restart_prob=0.01,
-        energy_penalty=1e-3,
-    )
-    steps = len(train) // BATCH * epochs
-    seen = torch.cat(
-        [train[torch.randperm(len(train))[: len(train) // BATCH * BATCH]] for _ in range(epochs)]
-    )
+def fit(model: EnergyModel, train: Tensor, epochs: int, smoke: bool) -> None:
+    """Trains the energy."""
+    loss = losses.ScoreMatching("denoising", sigma=BLUR)
+    steps = epochs * math.ceil(len(train) / BATCH)
     training.fit(
         model,
         Empty(),
-        blurred(seen),
+        train,
         loss=loss if smoke else losses.Compiled(loss),
-        optimizer=partial(Adam, lr=1e-3, fused=True),
+        optimizer=partial(Adam, lr=2e-3, fused=True),
         batch_size=BATCH,
-        max_epochs=1,
-        clip_norm=10.0,
-        scheduler=partial(OneCycleLR, max_lr=1e-3, total_steps=steps + 1, pct_start=0.05),
+        max_epochs=epochs,
+        clip_norm=100.0,
+        scheduler=partial(OneCycleLR, max_lr=2e-3, total_steps=steps + 1, pct_start=0.05),
         scheduler_interval="step",
-        shuffle=False,
         progress=False,
     )
-    print(f"{steps} steps; chains that diverged: {loss.num_restarts}")
-    return loss.carried["x"]
+
+
+def cleared(model: EnergyModel, x: Tensor) -> Tensor:
+    """The mean of the clean image, given a blurred one (Tweedie's formula)."""
+    x = x.detach().requires_grad_()
+    (score,) = torch.autograd.grad(model.distribution().unnormalized_log_prob(x).sum(), x)
+    return (x + BLUR**2 * score).detach()
 
 
 def walk(model: EnergyModel, num_chains: int, num_steps: int, smoke: bool) -> Tensor:
@@ -146,7 +143,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/energy_digits"))
-    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true", help="a few steps, to see that it runs")
     arguments = parser.parse_args()
@@ -158,14 +155,15 @@ def main() -> None:
     if arguments.smoke:
         train, test, arguments.epochs = train[:200], test[:50], 1
     model = build(train)
-    drawn = fit(model, train, arguments.epochs, arguments.smoke)
-    moments = [1, 5, 20, 100, 500, 2000] if not arguments.smoke else [1, 2]
-    paths = walk(model, 12, max(moments), arguments.smoke)
-    shown = paths[:, [0, *moments]].flatten(0, 1)
+    fit(model, train, arguments.epochs, arguments.smoke)
+    moments = [0, 1, 5, 20, 100, 1000] if not arguments.smoke else [0, 1, 2]
+    paths = walk(model, len(test), moments[-1], arguments.smoke)
+    ends = paths[:, -1]
+    clear = cleared(model, ends)
+    shown = torch.cat([paths[:12, moments], clear[:12].unsqueeze(1)], dim=1).flatten(0, 1)
 
     with torch.no_grad():
         density = model.distribution().unnormalized_log_prob
-        ends = walk(model, len(test), max(moments), arguments.smoke)[:, -1]
         energies = {
             "training": -density(blurred(train)),
             "test": -density(blurred(test)),
@@ -189,12 +187,11 @@ def main() -> None:
         )
     page = "\n".join([*rows, ""])
     (output / "report.md").write_text(page, encoding="utf-8")
+    title = "Chains after " + ", ".join(map(str, moments)) + " steps, and cleared"
     pictures = {
-        "draws": diagnostics.plot_images(drawn.clamp(0, 1), columns=10, title="Persistent chains"),
+        "draws": diagnostics.plot_images(clear[:100].clamp(0, 1), columns=10, title="Draws"),
         "trajectories": diagnostics.plot_images(
-            shown.clamp(0, 1),
-            columns=1 + len(moments),
-            title="Chains after " + ", ".join(map(str, [0, *moments])) + " steps",
+            shown.clamp(0, 1), columns=1 + len(moments), title=title
         ),
         "energies": histogram({**energies, **others}),
     }
