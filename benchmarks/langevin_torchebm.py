@@ -2,8 +2,9 @@
 
 Equal work: the same network as energy, with the same weights, as many chains and steps, started at
 standard normal draws, and the same transition x - (h/2) grad U(x) + sqrt(h) z. The base, a standard
-normal too, is part of the potential of both. Both take turns, round after round; what is printed is the median time of one
-phase and the median ratio over rounds. Target: at most 0.5 of torchebm's time.
+normal too, is part of the potential of both. Both take turns, round after round; what is printed is
+the median time of one phase and the median ratio over rounds. Target: at most 0.5 of torchebm's
+time.
 
 Ours is a short run as ``ContrastiveDivergence`` has it inside a compiled step: the energy, its
 gradient and all transitions in one graph. It also checks each chain for divergence. Compiling it
