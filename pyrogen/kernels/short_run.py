@@ -39,6 +39,7 @@ class ShortRun:
 
     Example:
         >>> import pyro.distributions as dist
+        >>> from pyrogen.distributions import EnergyBased
         >>> from pyrogen.kernels import MALA
         >>> base = dist.Normal(0.0, 1.0).expand([1]).to_event(1)
         >>> tilted = EnergyBased(  # a normal distribution of variance 1/4

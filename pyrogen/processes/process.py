@@ -1,0 +1,119 @@
+r"""Itô processes, forwards and backwards in time.
+
+.. math:: dx = f(x, t)\, dt + g(t)\, dW .
+
+If :math:`p_t` is the law of :math:`x_t` and :math:`s(x, t) = \nabla_x \log p_t(x)` its score, two
+other processes have the same laws: the one that runs from the end to the beginning,
+
+.. math:: dx = \left[f - g^2 s\right] dt + g\, d\bar W, \qquad dt < 0,
+
+and the ordinary differential equation of the probability flow,
+
+.. math:: \frac{dx}{dt} = f - \tfrac12 g^2 s .
+
+References:
+    B. D. O. Anderson, *Reverse-time diffusion equation models*, 1982,
+    doi:10.1016/0304-4149(82)90051-5. Y. Song et al., *Score-based generative modeling through
+    stochastic differential equations*, 2021, arXiv:2011.13456.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = ["Process", "beside"]
+
+Field = Callable[[Tensor, Tensor], Tensor]
+
+
+def beside(t: Tensor | float, x: Tensor) -> Tensor:
+    """Times ``[*batch]`` as ``[*batch, 1, ...]`` beside states ``x [*batch, *event]``.
+
+    Args:
+        t: a scalar, or times whose shape broadcasts against the leading dimensions of ``x``.
+        x: states.
+
+    Raises:
+        ValueError: if ``t`` has more dimensions than ``x``.
+    """
+    t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
+    if t.dim() > x.dim():
+        raise ValueError(
+            f"t: expected a shape that broadcasts against the batch of x, got {list(t.shape)} "
+            f"for x of shape {list(x.shape)}"
+        )
+    return t.reshape((*t.shape, *[1] * (x.dim() - t.dim()))) if t.dim() > 0 else t
+
+
+class Process:
+    """An Itô process.
+
+    Args:
+        drift: ``f(x, t)``, of the shape of ``x``.
+        diffusion: ``g``: a number, a tensor that broadcasts against an event, or a function of
+            ``t``.
+
+    Shapes: states are ``[*batch, *event]``; ``t`` is a scalar or broadcasts against ``[*batch]``.
+
+    References:
+        B. Øksendal, *Stochastic Differential Equations*, 2003, doi:10.1007/978-3-642-14394-6.
+
+    Example:
+        >>> double_well = Process(lambda x, t: x - x**3, diffusion=0.5)
+        >>> double_well.drift(torch.tensor([[2.0]]), torch.tensor(0.0))
+        tensor([[-6.]])
+        >>> double_well.diffusion(torch.tensor(0.0))
+        tensor(0.5000)
+        >>> exact = double_well.reverse(lambda x, t: -x)
+        >>> exact.drift(torch.tensor([[2.0]]), torch.tensor(0.0))  # -6 + 0.25 * 2
+        tensor([[-5.5000]])
+    """
+
+    def __init__(
+        self, drift: Field, diffusion: float | Tensor | Callable[[Tensor], Tensor]
+    ) -> None:
+        if not callable(drift):
+            raise TypeError(
+                f"drift: expected a function of (x, t), got {type(drift).__name__}; a constant "
+                "drift c is lambda x, t: c.expand_as(x)"
+            )
+        self._drift = drift
+        self._diffusion = diffusion
+
+    def drift(self, x: Tensor, t: Tensor) -> Tensor:
+        """The drift ``f(x, t)``, of the shape of ``x``."""
+        return self._drift(x, t)
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        """The diffusion ``g(t)``: ``[*batch]``, or a tensor that broadcasts against an event."""
+        if callable(self._diffusion):
+            return self._diffusion(t)
+        return torch.as_tensor(self._diffusion, dtype=t.dtype, device=t.device)
+
+    def reverse(self, score: Field) -> Process:
+        """The process that runs backwards through the same laws, to be integrated with ``dt < 0``.
+
+        Args:
+            score: ``(x, t)`` to the gradient of the log-density, of the shape of ``x``.
+        """
+
+        def drift(x: Tensor, t: Tensor) -> Tensor:
+            return self.drift(x, t) - beside(self.diffusion(t), x).square() * score(x, t)
+
+        return Process(drift, self.diffusion)
+
+    def probability_flow(self, score: Field) -> Field:
+        """The velocity ``(x, t) -> dx/dt`` of the ordinary differential equation with the same
+        laws.
+
+        Args:
+            score: as for :meth:`reverse`.
+        """
+
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
+            return self.drift(x, t) - 0.5 * beside(self.diffusion(t), x).square() * score(x, t)
+
+        return velocity
