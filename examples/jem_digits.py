@@ -33,11 +33,13 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import OneCycleLR
 
 from pyrogen import diagnostics, kernels, losses, training
+from pyrogen.distributions import EnergyBased
 from pyrogen.guides import Empty
 from pyrogen.models import JointEnergyModel
 from pyrogen.nn import MLP
 
-PIXELS, CLASSES, BLUR, BATCH = 64, 10, 0.3, 100
+PIXELS, CLASSES, BATCH = 64, 10, 100
+NOISE, BLUR = 0.1, 0.3  # of the images that every classifier sees, and of score matching besides
 KINDS = ("plain", "joint", "semi-supervised")
 
 
@@ -81,7 +83,7 @@ class Contestant:
         if self.kind != "semi-supervised":
             images, labels = images[labels >= 0], labels[labels >= 0]
         chosen = torch.randint(len(images), (steps * BATCH,))
-        seen = images[chosen] + 0.1 * torch.randn(len(chosen), PIXELS)
+        seen = images[chosen] + NOISE * torch.randn(len(chosen), PIXELS)
         training.fit(
             self.model,
             Empty(),
@@ -112,6 +114,13 @@ def foreign(test: Tensor) -> dict[str, Tensor]:
         "turned by 90 degrees": test.reshape(-1, 8, 8).rot90(1, (1, 2)).reshape(-1, PIXELS),
         "means of two": (test + test.roll(1, 0)) / 2,
     }
+
+
+def cleared(fn: EnergyBased, x: Tensor) -> Tensor:
+    """The mean of the clean image, given a blurred one (Tweedie's formula)."""
+    x = x.detach().requires_grad_()
+    (score,) = torch.autograd.grad(fn.unnormalized_log_prob(x).sum(), x)
+    return (x + (BLUR**2 + NOISE**2) * score).detach()
 
 
 @torch.no_grad()
@@ -208,8 +217,9 @@ def main() -> None:
     model.sampler = kernels.ShortRun(
         kernels.Langevin(step_size=0.01), num_steps=5 if arguments.smoke else 1000
     )
-    drawn = model.given(torch.arange(CLASSES).repeat_interleave(10)).sample()
-    title = "Blurred draws of p(x | y), a row for each digit"
+    of_classes = model.given(torch.arange(CLASSES).repeat_interleave(10))
+    drawn = cleared(of_classes, of_classes.sample())
+    title = "Draws of p(x | y), the blur taken off, a row for each digit"
     diagnostics.plot_images(drawn.clamp(0, 1), columns=10, title=title).savefig(
         output / "draws.png", dpi=150
     )

@@ -169,7 +169,7 @@ def plot_reliability(results: Mapping[str, Calibration], *, title: str | None = 
     """Draws how often classifiers are right where they say how sure they are.
 
     On the diagonal they are right as often as they say, below it less often. The area of a point
-    grows with the number of cases.
+    grows with the number of cases; vertical lines are one standard error either way.
 
     Args:
         results: name -> what :func:`~pyrogen.diagnostics.calibration` returned.
@@ -194,7 +194,11 @@ def plot_reliability(results: Mapping[str, Calibration], *, title: str | None = 
     for (name, result), colour in zip(results.items(), _COLOURS[0::3] * len(results), strict=False):
         filled = to_numpy(result.count) > 0
         x, y = to_numpy(result.confidence)[filled], to_numpy(result.frequency)[filled]
-        share = to_numpy(result.count)[filled] / to_numpy(result.count).sum()
+        cases = to_numpy(result.count)[filled]
+        smoothed = (y * cases + 1) / (cases + 2)
+        error = np.sqrt(smoothed * (1 - smoothed) / (cases + 2))
+        axes.vlines(x, y - error, y + error, color=colour, linewidth=0.8, alpha=0.5)
+        share = cases / cases.sum()
         label = f"{name} (error {result.expected_error:.3f})"
         axes.plot(x, y, color=colour, linewidth=1.4, label=label)
         axes.scatter(x, y, s=12 + 300 * share, color=colour, alpha=0.6, linewidths=0)
