@@ -11,6 +11,7 @@ from pyrogen.models.conditional_flow import ConditionalFlow
 from pyrogen.models.energy_model import EnergyModel
 from pyrogen.models.flow import Flow, bits_per_dimension
 from pyrogen.models.integer_flow import IntegerFlow, LogisticMixtureBase
+from pyrogen.models.joint_energy_model import JointEnergyModel
 from pyrogen.models.likelihoods import (
     LIKELIHOODS,
     Bernoulli,
@@ -32,6 +33,7 @@ __all__ = [
     "EnergyModel",
     "Flow",
     "IntegerFlow",
+    "JointEnergyModel",
     "Likelihood",
     "LogisticMixtureBase",
     "Normal",
