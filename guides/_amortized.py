@@ -6,14 +6,13 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 
-import pyro
 import torch
-from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyrogen.checks import check_data
+from pyrogen.guides._local import sample_local
 
 __all__ = ["Amortized"]
 
@@ -64,16 +63,7 @@ class Amortized(PyroModule):
             ValueError: if there are no data, or ``num_samples`` is given; see also
                 :meth:`posterior`.
         """
-        if data is None or num_samples is not None:
-            got = "no data" if data is None else f"num_samples={num_samples}"
-            raise ValueError(
-                f"guide: expected data to infer z from and no num_samples, got {got}; to draw "
-                "events call the model: model(None, num_samples=...)"
-            )
-        posterior = self.posterior(data)
-        with pyro.plate("data", posterior.batch_shape[-1], dim=-1), poutine.scale(scale=self.beta):
-            z: Tensor = pyro.sample("z", posterior)
-        return z
+        return sample_local("z", self.posterior, data, num_samples, self.beta)
 
     def _encode(self, data: Tensor, width: int, words: str) -> Tensor:
         """Returns the encoder's output ``[*, width]``; ``words`` say what the width is."""

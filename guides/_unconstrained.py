@@ -143,11 +143,15 @@ def _latent(site: Any) -> Latent:
                 "all elements, so give local latents an amortised guide"
             )
         frames.append(Frame(frame.name, frame.dim, frame.size))
-    support, event_dim = fn.support, len(fn.event_shape)
-    detached = moved(support, torch.detach)
-    return Latent(
-        name, detached, biject_to(detached), value.shape, event_dim, tuple(frames), value.detach()
-    )
+    support, event_dim = moved(fn.support, torch.detach), len(fn.event_shape)
+    try:
+        transform = biject_to(support)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"site {name!r}: expected a support with a bijection from the reals, got {support} of "
+            f"{type(fn).__name__}; give this site a guide of its own"
+        ) from error
+    return Latent(name, support, transform, value.shape, event_dim, tuple(frames), value.detach())
 
 
 def _same(one: constraints.Constraint, other: constraints.Constraint) -> bool:

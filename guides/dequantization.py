@@ -1,7 +1,7 @@
 r"""Guides for the continuous value behind a level.
 
-A :class:`pyrogen.models.Flow` with ``levels=K`` rounds a latent value ``v`` down to a level. Given
-the level ``x``, the value is
+A :class:`pyrogen.models.Flow` or :class:`pyrogen.models.ConditionalFlow` with ``levels=K`` rounds a
+latent value ``v`` down to a level. Given the level ``x``, the value is
 
 .. math:: v = (x + u) / K, \qquad u \sim q(u \mid x) \text{ on } [0, 1]^D ,
 
@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import torch
 from pyro.nn import PyroModule
@@ -27,6 +26,7 @@ from torch.distributions import AffineTransform, SigmoidTransform, Transform
 
 from pyrogen.checks import check_data
 from pyrogen.distributions import FlowDistribution
+from pyrogen.guides._local import sample_local
 from pyrogen.transforms._chain import Chain
 
 __all__ = ["UniformDequantization", "VariationalDequantization"]
@@ -69,11 +69,16 @@ class _Dequantization(PyroModule):
         shift = AffineTransform(level / self.levels, 1 / self.levels, len(self.event_shape))
         return FlowDistribution(base.expand(batch), [*transforms, shift])
 
-    def forward(self, data: Tensor | None = None, num_samples: int | None = None) -> Tensor:
+    def forward(
+        self, *args: Tensor | None, data: Tensor | None = None, num_samples: int | None = None
+    ) -> Tensor:
         """Samples ``"v"`` given data.
 
         Args:
-            data: levels, int64 ``[n, *event_shape]``. Outer plates stand to the left of ``n``.
+            args: what the model takes: data, or a context and data. Only the data, which come
+                last, are looked at: levels, int64 ``[n, *event_shape]``. Outer plates stand to the
+                left of ``n``.
+            data: the same by name.
             num_samples: only for the model's signature; must be ``None``.
 
         Returns:
@@ -83,16 +88,8 @@ class _Dequantization(PyroModule):
             ValueError: if there are no data, or ``num_samples`` is given; see also
                 :meth:`posterior`.
         """
-        if data is None or num_samples is not None:
-            got = "no data" if data is None else f"num_samples={num_samples}"
-            raise ValueError(
-                f"guide: expected data to infer v from and no num_samples, got {got}; to draw "
-                "events call the model: model(None, num_samples=...)"
-            )
-        posterior = self.posterior(data)
-        with pyro.plate("data", posterior.batch_shape[-1], dim=-1):
-            v: Tensor = pyro.sample("v", posterior)
-        return v
+        given = args[-1] if args and data is None else data
+        return sample_local("v", self.posterior, given, num_samples)
 
     def _check(self, data: Tensor) -> None:
         check_data(data, self.event_shape, dtype=torch.int64)

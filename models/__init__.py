@@ -14,6 +14,7 @@ from pyrogen.models.energy_model import EnergyModel
 from pyrogen.models.flow import Flow, bits_per_dimension
 from pyrogen.models.integer_flow import IntegerFlow, LogisticMixtureBase
 from pyrogen.models.ising import Ising, Potts
+from pyrogen.models.joint_energy_model import JointEnergyModel
 from pyrogen.models.likelihoods import (
     LIKELIHOODS,
     Bernoulli,
@@ -39,6 +40,7 @@ __all__ = [
     "Flow",
     "IntegerFlow",
     "Ising",
+    "JointEnergyModel",
     "Likelihood",
     "LogisticMixtureBase",
     "Normal",

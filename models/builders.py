@@ -44,7 +44,7 @@ def nice(
         hidden: widths of the hidden layers of each network.
         options: shared by all of these functions. ``context_dim``: size of the context that every
             layer takes, 0 (the default) for none. ``levels``: number of levels of discrete data,
-            see :class:`~pyrogen.models.Flow`; not with a context. ``boundary``: if given, data lie
+            see :class:`~pyrogen.models.Flow`. ``boundary``: if given, data lie
             in [0, 1] and the flow ends with the inverse of :class:`~pyrogen.transforms.Logit` with
             this margin. ``base``: a base other than the standard normal.
 
@@ -204,7 +204,8 @@ def ffjord(
         hidden: widths of the hidden layers of the network.
         num_flows: number of such flows, one after the other.
         solver: further arguments of :class:`~pyrogen.transforms.ContinuousFlow`, such as
-            ``{"trace": "hutchinson"}`` or ``{"method": "rk4", "steps": 16}``.
+            ``{"trace": "hutchinson"}`` or ``{"method": "rk4", "steps": 16}`` (training exploits
+            coarse fixed steps, see there; the default is adaptive).
         options: ``context_dim``, ``levels``, ``boundary`` and ``base``; see :func:`nice`.
 
     Raises:
@@ -236,7 +237,8 @@ def glow(
 ) -> Flow | ConditionalFlow:
     """Multi-scale flow of images: each step a scaling, a mixture of channels and a coupling.
 
-    Call ``model.initialize(data)`` with a batch before training, which sets the scalings.
+    Call ``model.initialize(data)`` (with a context, ``model.initialize(context, data)``) with a
+    batch before training, which sets the scalings.
 
     Args:
         event_shape: ``(channels, height, width)``; height and width divisible by
@@ -314,9 +316,7 @@ def _program(
         transforms = [*transforms, Logit(boundary).inv]
     if not _context_dim(options):
         return Flow(base, transforms, levels=levels)
-    if levels is not None:
-        raise ValueError(f"levels: expected None with a context, got {levels}")
-    return ConditionalFlow(base, transforms)
+    return ConditionalFlow(base, transforms, levels=levels)
 
 
 def _context_dim(options: dict[str, Any]) -> int:

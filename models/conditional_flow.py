@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import pyro
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
@@ -17,7 +16,8 @@ from torch import Tensor, nn
 from pyrogen.checks import check_data
 from pyrogen.distributions import FlowDistribution
 from pyrogen.distributions._base import as_base
-from pyrogen.models.flow import check_support, dtype_of
+from pyrogen.models.flow import as_real, check_events, checked_levels, sample_events
+from pyrogen.transforms import initialize
 from pyrogen.transforms._chain import Chain
 
 __all__ = ["ConditionalFlow"]
@@ -27,7 +27,8 @@ class ConditionalFlow(PyroModule):
     """Conditional normalising flow as a Pyro model with site ``"x"`` in plate ``"data"``.
 
     ``model(context, data)`` scores and ``model(context)`` draws one event for each context. Its
-    guide is :class:`pyrogen.guides.Empty`.
+    guide is :class:`pyrogen.guides.Empty`; with ``levels`` it has a latent site ``"v"``, as
+    :class:`pyrogen.models.Flow` has, and the guides of that.
 
     Args:
         base: the shape of an event, for a standard normal base; a distribution of batch shape
@@ -37,10 +38,15 @@ class ConditionalFlow(PyroModule):
             context (``context_dim > 0``, or Pyro's conditional transforms) are given it.
         encoder: network from the context to what base and transforms take; ``None`` hands it on as
             it is.
+        levels: the number K of levels of discrete data ``0..K-1``; ``None`` for real data.
+
+    Attributes:
+        levels: as given.
 
     Raises:
         TypeError: if ``base`` or a transform is none, or ``encoder`` is no module.
-        ValueError: if neither base nor transforms take a context.
+        ValueError: if neither base nor transforms take a context, or ``levels`` is no integer above
+            1.
 
     References:
         G. Papamakarios, T. Pavlakou, I. Murray, *Masked autoregressive flow for density
@@ -58,9 +64,14 @@ class ConditionalFlow(PyroModule):
     """
 
     def __init__(
-        self, base: Any, transforms: Iterable[Any] = (), encoder: nn.Module | None = None
+        self,
+        base: Any,
+        transforms: Iterable[Any] = (),
+        encoder: nn.Module | None = None,
+        levels: int | None = None,
     ) -> None:
         super().__init__()
+        self.levels = checked_levels(levels)
         if encoder is not None and not isinstance(encoder, nn.Module):
             raise TypeError(f"encoder: expected a torch.nn.Module, got {type(encoder).__name__}")
         self.base = as_base(base)
@@ -81,7 +92,7 @@ class ConditionalFlow(PyroModule):
         Returns:
             A distribution of batch shape ``[*]``.
         """
-        code = context if self.encoder is None else self.encoder(context)
+        code = self._encode(context)
         flow = FlowDistribution(self.base(code), self.transforms.condition(code))
         return flow.expand(torch.broadcast_shapes(flow.batch_shape, code.shape[:-1]))
 
@@ -90,7 +101,7 @@ class ConditionalFlow(PyroModule):
 
         Args:
             context: ``[n, *context_shape]``. Outer plates stand to the left of ``n``.
-            data: ``[n, *event_shape]``, or ``None`` to draw.
+            data: ``[n, *event_shape]``, int64 where there are levels, or ``None`` to draw.
 
         Returns:
             The value of site ``"x"``, ``[n, *event_shape]``.
@@ -101,16 +112,33 @@ class ConditionalFlow(PyroModule):
         """
         self._check_context(context)
         flow = self.distribution(context)
-        size = flow.batch_shape[-1]
         if data is not None:
-            check_data(data, flow.event_shape, dtype=dtype_of(flow))
-            got = data.shape[-1 - len(flow.event_shape)]
-            if got != size:
-                raise ValueError(f"data: expected as many data as contexts, {size}, got {got}")
-            check_support(data, flow)
-        with pyro.plate("data", size, dim=-1):
-            x: Tensor = pyro.sample("x", flow, obs=data)
-        return x
+            self._check(data, flow)
+        return sample_events(flow, self.levels, flow.batch_shape[-1], data)
+
+    def initialize(self, context: Tensor, data: Tensor) -> None:
+        """Data-dependent initialisation of the layers that have one, such as ``ActNorm``.
+
+        Args:
+            context: as for :meth:`forward`.
+            data: likewise; levels are spread over their bins at random.
+        """
+        self._check_context(context)
+        with torch.no_grad():
+            flow = self.distribution(context)
+            self._check(data, flow)
+            real = as_real(data, flow, self.levels)
+            initialize(list(self.transforms), real, self._encode(context))
+
+    def _encode(self, context: Tensor) -> Tensor:
+        code: Tensor = context if self.encoder is None else self.encoder(context)
+        return code
+
+    def _check(self, data: Tensor, flow: FlowDistribution) -> None:
+        check_events(data, flow, self.levels)
+        size, got = flow.batch_shape[-1], data.shape[-1 - len(flow.event_shape)]
+        if got != size:
+            raise ValueError(f"data: expected as many data as contexts, {size}, got {got}")
 
     def _check_context(self, context: Tensor) -> None:
         shape = getattr(self.encoder, "in_shape", None)

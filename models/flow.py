@@ -85,9 +85,7 @@ class Flow(PyroModule):
         self, base: Any, transforms: Iterable[Any] = (), levels: int | None = None
     ) -> None:
         super().__init__()
-        if levels is not None and (not isinstance(levels, int) or levels < 2):
-            raise ValueError(f"levels: expected an integer above 1 or None, got {levels!r}")
-        self.levels = levels
+        self.levels = checked_levels(levels)
         self.base = as_base(base)
         self.transforms = Chain(transforms)
         if self.transforms.conditional:
@@ -116,20 +114,14 @@ class Flow(PyroModule):
             ValueError: if data have another dtype, event shape or values than the flow scores, are
                 empty or not finite; or if data and ``num_samples`` are both given.
         """
-        flow, event_dim = self.distribution(), len(self.event_shape)
+        flow = self.distribution()
         if data is None:
             size = num_events(num_samples)
         else:
             refuse_num_samples(num_samples)
-            self._check(data, flow)
-            size = data.shape[-1 - event_dim]
-        with pyro.plate("data", size, dim=-1):
-            if self.levels is None:
-                x: Tensor = pyro.sample("x", flow, obs=data)
-            else:
-                v = pyro.sample("v", flow)
-                x = pyro.sample("x", Quantized(v, self.levels).to_event(event_dim), obs=data)
-        return x
+            check_events(data, flow, self.levels)
+            size = data.shape[-1 - len(self.event_shape)]
+        return sample_events(flow, self.levels, size, data)
 
     def initialize(self, data: Tensor) -> None:
         """Data-dependent initialisation of the layers that have one, such as ``ActNorm``.
@@ -138,28 +130,18 @@ class Flow(PyroModule):
             data: a batch as for :meth:`forward`; levels are spread over their bins at random.
         """
         flow = self.distribution()
-        self._check(data, flow)
-        if self.levels is not None:
-            real = data.to(dtype_of(flow))
-            data = (real + torch.rand_like(real)) / self.levels
-        initialize(list(self.transforms), data)
-
-    def _check(self, data: Tensor, flow: FlowDistribution) -> None:
-        if self.levels is None:
-            check_data(data, self.event_shape, dtype=dtype_of(flow))
-            check_support(data, flow)
-        else:
-            check_levels(data, self.event_shape, self.levels)
+        check_events(data, flow, self.levels)
+        initialize(list(self.transforms), as_real(data, flow, self.levels))
 
 
 def bits_per_dimension(
-    nats: float | Tensor, event_shape: Sequence[int], levels: int | None = None
+    nats: float | Tensor, event_shape: int | Sequence[int], levels: int | None = None
 ) -> Any:
     r"""Code length of a datum in bits per dimension, :math:`L / (D \ln 2)`.
 
     Args:
         nats: :math:`L`, the negative log-likelihood of one datum or a bound on it, in nats.
-        event_shape: shape of one datum, of :math:`D` elements in all.
+        event_shape: shape of one datum, of :math:`D` elements in all; ``n`` means ``(n,)``.
         levels: K, if ``nats`` come from a density of data that were K levels divided by K. The
             density of the levels themselves is K times smaller in each dimension:
             :math:`\log_2 K` bits more. ``None`` where ``nats`` speak of the data as they are, as
@@ -178,12 +160,13 @@ def bits_per_dimension(
         >>> bits_per_dimension(0.0, (8, 8), levels=16)  # density 1 on the unit cube
         4.0
     """
-    if not all(size > 0 for size in event_shape):
-        raise ValueError(f"event_shape: expected positive sizes, got {tuple(event_shape)}")
+    shape = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
+    if not all(size > 0 for size in shape):
+        raise ValueError(f"event_shape: expected positive sizes, got {shape}")
     if levels is not None and levels < 2:
         raise ValueError(f"levels: expected an integer above 1 or None, got {levels!r}")
     offset = 0.0 if levels is None else math.log2(levels)
-    return nats / (math.prod(event_shape) * math.log(2)) + offset
+    return nats / (math.prod(shape) * math.log(2)) + offset
 
 
 def probe_event_shape(distribution: Any) -> tuple[int, ...]:
@@ -212,6 +195,51 @@ def dtype_of(flow: FlowDistribution) -> torch.dtype:
     """Returns the dtype of what the flow draws, that of the parameters of its base."""
     dtypes = (t.dtype for t in tensors(flow.base_dist) if t.is_floating_point())
     return next(dtypes, torch.get_default_dtype())
+
+
+def checked_levels(levels: Any) -> int | None:
+    """Returns a number of levels, or ``None``.
+
+    Raises:
+        ValueError: if it is no integer above 1.
+    """
+    if levels is not None and (not isinstance(levels, int) or levels < 2):
+        raise ValueError(f"levels: expected an integer above 1 or None, got {levels!r}")
+    return levels
+
+
+def sample_events(
+    flow: FlowDistribution, levels: int | None, size: int, data: Tensor | None
+) -> Tensor:
+    """Samples site ``"x"`` in plate ``"data"``; with levels, ``"v"`` before it."""
+    with pyro.plate("data", size, dim=-1):
+        if levels is None:
+            x: Tensor = pyro.sample("x", flow, obs=data)
+        else:
+            quantized = Quantized(pyro.sample("v", flow), levels)
+            x = pyro.sample("x", quantized.to_event(len(flow.event_shape)), obs=data)
+    return x
+
+
+def as_real(data: Tensor, flow: FlowDistribution, levels: int | None) -> Tensor:
+    """Returns data that the flow is a density of; levels are spread over their bins at random."""
+    if levels is None:
+        return data
+    real = data.to(dtype_of(flow))
+    return (real + torch.rand_like(real)) / levels
+
+
+def check_events(data: Tensor, flow: FlowDistribution, levels: int | None) -> None:
+    """Checks a batch of data, levels or real.
+
+    Raises:
+        ValueError: if they are not what the flow, or its levels, can score.
+    """
+    if levels is None:
+        check_data(data, flow.event_shape, dtype=dtype_of(flow))
+        check_support(data, flow)
+    else:
+        check_levels(data, flow.event_shape, levels)
 
 
 def check_support(data: Tensor, flow: FlowDistribution) -> None:

@@ -18,6 +18,7 @@ import pyro
 import torch
 from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
+from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
 
 from pyrogen.checks import check_data
@@ -132,9 +133,8 @@ class IntegerFlow(PyroModule):
         Returns:
             ``[*]``.
         """
-        check_data(data, self.event_shape, dtype=torch.int64)
         flow = self.distribution()
-        return flow.log_prob(data.to(dtype_of(flow)))
+        return flow.log_prob(self._as_floating(data, flow))
 
     def forward(self, data: Tensor | None = None, num_samples: int | None = None) -> Tensor:
         """Scores data, or draws.
@@ -148,23 +148,30 @@ class IntegerFlow(PyroModule):
             ``data``, or int64 ``[num_samples, *event_shape]``.
 
         Raises:
-            ValueError: if data are not int64, have another event shape or are empty; or if data and
-                ``num_samples`` are both given.
+            ValueError: if data are not int64, have another event shape, are empty or, with
+                validation on, too large for the dtype of the flow; or if data and ``num_samples``
+                are both given.
         """
         flow, values = self.distribution(), None
         if data is None:
             size = num_events(num_samples)
         else:
             refuse_num_samples(num_samples)
-            check_data(data, self.event_shape, dtype=torch.int64)
+            values = self._as_floating(data, flow)
             size = data.shape[-1 - len(self.event_shape)]
-            values = data.to(dtype_of(flow))
         with pyro.plate("data", size, dim=-1):
             x: Tensor = pyro.sample("x", flow, obs=values)
         return x.long()
 
-
-def _dtype(flow: FlowDistribution) -> torch.dtype:
-    with torch.no_grad():
-        dtype: torch.dtype = flow.base_dist.sample().dtype
-    return dtype
+    def _as_floating(self, data: Tensor, flow: FlowDistribution) -> Tensor:
+        """The integers in the dtype of the flow, which must hold them exactly."""
+        check_data(data, self.event_shape, dtype=torch.int64)
+        dtype = dtype_of(flow)
+        largest = round(2 / torch.finfo(dtype).eps)
+        if is_validation_enabled() and (data.abs() > largest).any():
+            raise ValueError(
+                f"data: expected integers up to {largest}, as {dtype} holds them exactly, got "
+                f"values from {data.min().item()} to {data.max().item()}; subtract an offset, or "
+                "convert the model with .double()"
+            )
+        return data.to(dtype)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pyrogen.guides import AmortizedNormal
+from pyrogen.guides import AmortizedFlow, AmortizedNormal
 from pyrogen.models import VAE, Normal
 from pyrogen.nn import MLP, ConvDecoder, ConvEncoder, OneHot
 
@@ -26,7 +26,7 @@ class Program:
     """A pair, data for it, and log p(x | parameters) ``[*]`` by hand, in double precision."""
 
     model: VAE
-    guide: AmortizedNormal
+    guide: AmortizedNormal | AmortizedFlow
     data: Tensor
     log_likelihood: Callable[[VAE, Tensor, Tensor], Tensor]
 
@@ -111,6 +111,13 @@ def categorical_conv(beta=1.0):
     return Program(model, guide, torch.randint(4, (NUM_DATA, 6, 6)), categorical_log_prob)
 
 
+def bernoulli_flow(beta=1.0):
+    model = VAE(MLP(LATENT, (4, 5), hidden=(16,)), LATENT, "bernoulli", beta=beta)
+    encoder = MLP((4, 5), 2 * LATENT + 4, hidden=(16,))
+    guide = AmortizedFlow(encoder, LATENT, flow="iaf", num_flows=1, beta=beta)
+    return Program(model, guide, _binary(4, 5), bernoulli_log_prob)
+
+
 PROGRAMS: dict[str, Callable[..., Program]] = {
     "bernoulli_mlp": bernoulli_mlp,
     "bernoulli_conv": bernoulli_conv,
@@ -120,4 +127,5 @@ PROGRAMS: dict[str, Callable[..., Program]] = {
     "continuous_bernoulli": continuous_bernoulli,
     "categorical_mlp": categorical_mlp,
     "categorical_conv": categorical_conv,
+    "bernoulli_flow": bernoulli_flow,
 }

@@ -2,7 +2,8 @@
 
 :func:`from_svi` and :func:`from_mcmc` gather a fit for ArviZ; :func:`psis_khat`,
 :func:`latent_report` and :func:`iwae_bound` say how good it is, :func:`nested_rhat` and
-:func:`langevin_bias` whether chains can be trusted; the ``plot_`` functions show it. All of them
+:func:`langevin_bias` whether chains can be trusted, :func:`calibration` and
+:func:`out_of_distribution` whether a classifier can; the ``plot_`` functions show it. All of them
 report the programs without their scales: a ``beta`` or a minibatch changes what is trained, not
 what is measured.
 """
@@ -12,15 +13,18 @@ from __future__ import annotations
 from pyrogen.diagnostics.annealed import AnnealedEstimate, ais
 from pyrogen.diagnostics.bias import LangevinBias, SiteBias, langevin_bias
 from pyrogen.diagnostics.bounds import iwae_bound
+from pyrogen.diagnostics.calibration import Calibration, calibration
 from pyrogen.diagnostics.convergence import nested_rhat
 from pyrogen.diagnostics.latent import latent_report
 from pyrogen.diagnostics.likelihood import LogLikelihood, log_likelihood
 from pyrogen.diagnostics.mcmc import from_mcmc
+from pyrogen.diagnostics.novelty import Novelty, out_of_distribution
 from pyrogen.diagnostics.plots import (
     plot_history,
     plot_images,
     plot_latent_space,
     plot_reconstructions,
+    plot_reliability,
 )
 from pyrogen.diagnostics.psis import ParetoDiagnostic, psis_khat
 from pyrogen.diagnostics.report import LatentReport, LatentSite, PosteriorCollapseWarning
@@ -28,14 +32,17 @@ from pyrogen.diagnostics.svi import from_svi
 
 __all__ = [
     "AnnealedEstimate",
+    "Calibration",
     "LangevinBias",
     "LatentReport",
     "LatentSite",
     "LogLikelihood",
+    "Novelty",
     "ParetoDiagnostic",
     "PosteriorCollapseWarning",
     "SiteBias",
     "ais",
+    "calibration",
     "from_mcmc",
     "from_svi",
     "iwae_bound",
@@ -43,9 +50,11 @@ __all__ = [
     "latent_report",
     "log_likelihood",
     "nested_rhat",
+    "out_of_distribution",
     "plot_history",
     "plot_images",
     "plot_latent_space",
     "plot_reconstructions",
+    "plot_reliability",
     "psis_khat",
 ]

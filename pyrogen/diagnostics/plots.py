@@ -14,8 +14,15 @@ import torch
 from numpy.typing import NDArray
 
 from pyrogen.diagnostics._record import to_numpy
+from pyrogen.diagnostics.calibration import Calibration
 
-__all__ = ["plot_history", "plot_images", "plot_latent_space", "plot_reconstructions"]
+__all__ = [
+    "plot_history",
+    "plot_images",
+    "plot_latent_space",
+    "plot_reconstructions",
+    "plot_reliability",
+]
 
 # Paul Tol's "muted" scheme, which stays distinct for all kinds of colour vision; black for its
 # grey, which deuteranopes see as the third.
@@ -155,6 +162,51 @@ def plot_history(
     axes.set_ylabel(ylabel)
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     axes.legend(frameon=False)
+    return _finished(figure, axes, title)
+
+
+def plot_reliability(results: Mapping[str, Calibration], *, title: str | None = None) -> Any:
+    """Draws how often classifiers are right where they say how sure they are.
+
+    On the diagonal they are right as often as they say, below it less often. The area of a point
+    grows with the number of cases; vertical lines are one standard error either way.
+
+    Args:
+        results: name -> what :func:`~pyrogen.diagnostics.calibration` returned.
+        title: text above the plot.
+
+    Returns:
+        The ``matplotlib.figure.Figure``.
+
+    Raises:
+        ValueError: if there is nothing to draw.
+        ImportError: if matplotlib is not installed.
+
+    Example:
+        >>> from pyrogen.diagnostics import calibration
+        >>> result = calibration(torch.rand(50, 3).softmax(-1), torch.arange(50) % 3)
+        >>> figure = plot_reliability({"a guess": result})
+    """
+    if not results:
+        raise ValueError("results: expected at least one calibration by name, got none")
+    figure, axes = _figure(5.0, 4.6)
+    axes.plot([0, 1], [0, 1], color="#999999", linewidth=1.0, linestyle="--")
+    for (name, result), colour in zip(results.items(), _COLOURS[0::3] * len(results), strict=False):
+        filled = to_numpy(result.count) > 0
+        x, y = to_numpy(result.confidence)[filled], to_numpy(result.frequency)[filled]
+        cases = to_numpy(result.count)[filled]
+        smoothed = (y * cases + 1) / (cases + 2)
+        error = np.sqrt(smoothed * (1 - smoothed) / (cases + 2))
+        axes.vlines(x, y - error, y + error, color=colour, linewidth=0.8, alpha=0.5)
+        share = cases / cases.sum()
+        label = f"{name} (error {result.expected_error:.3f})"
+        axes.plot(x, y, color=colour, linewidth=1.4, label=label)
+        axes.scatter(x, y, s=12 + 300 * share, color=colour, alpha=0.6, linewidths=0)
+    axes.set_xlabel("probability of the first choice")
+    axes.set_ylabel("share that is right")
+    axes.set_xlim(0, 1.02)
+    axes.set_ylim(0, 1.02)
+    axes.legend(frameon=False, loc="upper left")
     return _finished(figure, axes, title)
 
 

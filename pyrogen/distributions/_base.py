@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -11,7 +11,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyrogen.transforms._moved import moved, tensors
+from pyrogen.transforms._moved import Held
 
 __all__ = ["as_base"]
 
@@ -29,28 +29,6 @@ class StandardNormal(nn.Module):
         normal = dist.Normal(self._zeros, torch.ones_like(self._zeros))
         joined: TorchDistribution = normal.to_event(self._zeros.dim())
         return joined
-
-
-class Fixed(nn.Module):
-    """A given distribution, whose tensors move with the module."""
-
-    def __init__(self, distribution: Distribution) -> None:
-        super().__init__()
-        if any(tensor.requires_grad for tensor in tensors(distribution)):
-            raise ValueError(
-                f"base: expected parameters in a module, got a {type(distribution).__name__} with "
-                "a tensor that requires a gradient; pass a module that returns the distribution"
-            )
-        self._distribution = distribution
-
-    def forward(self, *context: Tensor) -> Any:
-        """Returns the distribution."""
-        return self._distribution
-
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Fixed:
-        super()._apply(fn, recurse)
-        self._distribution = moved(self._distribution, fn)
-        return self
 
 
 def as_base(base: Any) -> nn.Module:
@@ -74,7 +52,12 @@ def as_base(base: Any) -> nn.Module:
                 f"base: expected batch shape [], got {list(base.batch_shape)}; make the batch part "
                 f"of the event with .to_event({len(base.batch_shape)})"
             )
-        return Fixed(base)
+        try:
+            return Held(base)
+        except ValueError as error:
+            raise ValueError(
+                f"base: {error}; pass a module that returns the distribution"
+            ) from None
     sizes = (base,) if isinstance(base, int) else base
     if not isinstance(sizes, Sequence) or not all(isinstance(size, int) for size in sizes):
         raise TypeError(

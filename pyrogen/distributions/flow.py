@@ -11,16 +11,14 @@ and a draw is scored by the forward pass it was made in. So a transform that has
 
 from __future__ import annotations
 
-import functools
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from types import FunctionType, MethodType
 from typing import Any
 
 import pyro.distributions as dist
 import torch
-from torch import Size, Tensor, nn
+from torch import Size, Tensor
 from torch.distributions.transforms import Transform
 
 from pyrogen.transforms._bijection import (
@@ -29,6 +27,7 @@ from pyrogen.transforms._bijection import (
     forward_through,
     inverse_through,
 )
+from pyrogen.transforms._contents import contents
 
 __all__ = ["FlowDistribution"]
 
@@ -181,51 +180,18 @@ class _Memo:
 
 
 _Origin = tuple[list[Tensor], list[Any]]
-_CONSTANTS = (bool, int, float, str, type(None))
-_MODULE = vars(nn.Module()).keys() - {"training", "_parameters", "_buffers", "_modules"}
 
 
 def _origin(value: Tensor, log_prob: Tensor, flow: FlowDistribution) -> _Origin | None:
     """The tensors that a log-density comes from; how often each was changed in place, and the
     flags and numbers beside them. ``None`` where tensors may change unseen (inference mode).
     """
-    leaves = list(_leaves([flow.base_dist, flow.transforms]))
+    leaves = list(contents(flow.base_dist, flow.transforms))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     if any(tensor.is_inference() for tensor in [value, *tensors]):
         return None
     constants = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
     versions = [tensor._version for tensor in [value, log_prob, *tensors]]
-    return tensors, [torch.is_grad_enabled(), *versions, *constants]
-
-
-def _leaves(roots: list[Any]) -> Iterator[Any]:
-    """The tensors and constants that distributions and transforms are made of, at any depth."""
-    stack, seen = roots, set()
-    while stack:
-        thing = stack.pop()
-        if isinstance(thing, (Tensor, *_CONSTANTS)):
-            yield thing
-        elif id(thing) not in seen:
-            seen.add(id(thing))
-            stack.extend(_parts(thing))
-
-
-def _parts(thing: Any) -> Iterable[Any]:
-    parts: Iterable[Any] = ()
-    if isinstance(thing, (list, tuple)):
-        parts = thing
-    elif isinstance(thing, dict):
-        parts = thing.values()
-    elif isinstance(thing, functools.partial):
-        parts = thing.func, thing.args, thing.keywords
-    elif isinstance(thing, MethodType):
-        parts = (thing.__self__,)
-    elif isinstance(thing, FunctionType):
-        parts = [cell.cell_contents for cell in thing.__closure__ or ()]
-    elif isinstance(thing, (nn.Module, Transform, torch.distributions.Distribution)):
-        parts = [value for name, value in vars(thing).items() if not _is_bookkeeping(name)]
-    return parts
-
-
-def _is_bookkeeping(name: str) -> bool:
-    return name in _MODULE or name == "_memo" or name.startswith(("_inv", "_cache", "_pyro_"))
+    # A draw without gradient may be made a leaf that wants one.
+    modes = torch.is_grad_enabled(), value.requires_grad
+    return tensors, [*modes, *versions, *constants]

@@ -1,6 +1,21 @@
-"""What ``SVI`` minimises: each loss is a ``pyro.infer.ELBO``, in nats and summed over the data."""
+"""What ``SVI`` minimises: each loss is a ``pyro.infer.ELBO``, summed over the data.
+
+:class:`Compiled` runs any of them as one graph. The others score a site that has no log-density,
+and leave the rest of the program to the ELBO that they are given.
+"""
 
 from pyrogen.losses.compiled import Compiled
 from pyrogen.losses.contrastive_divergence import ContrastiveDivergence
+from pyrogen.losses.noise_contrastive import NoiseContrastive
+from pyrogen.losses.pseudo_likelihood import PseudoLikelihood
+from pyrogen.losses.ratio_matching import RatioMatching
+from pyrogen.losses.score_matching import ScoreMatching
 
-__all__ = ["Compiled", "ContrastiveDivergence"]
+__all__ = [
+    "Compiled",
+    "ContrastiveDivergence",
+    "NoiseContrastive",
+    "PseudoLikelihood",
+    "RatioMatching",
+    "ScoreMatching",
+]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
+import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.infer import ELBO, Trace_ELBO
@@ -19,7 +20,7 @@ from pyrogen.checks import nonfinite_site
 from pyrogen.distributions import EnergyBased
 from pyrogen.errors import NonFiniteError
 
-__all__ = ["ScoringELBO", "visit"]
+__all__ = ["ScoringELBO", "expanded", "visit"]
 
 Score = Callable[[Tensor], Tensor]
 
@@ -127,6 +128,13 @@ class ScoringELBO(ELBO):
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         return self.elbo._get_trace(_Scoring(self.kind, self.score)(model), guide, args, kwargs)
+
+
+def expanded(fn: Any, value: Tensor) -> Tensor:
+    """The value with the batch dimensions of its site, ``[*batch, *event]``."""
+    split = value.dim() - len(fn.event_shape)
+    batch = torch.broadcast_shapes(value.shape[:split], fn.batch_shape)
+    return value.expand((*batch, *fn.event_shape))
 
 
 def visit(

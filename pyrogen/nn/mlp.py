@@ -64,7 +64,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``[*, *in_shape]`` to ``[*, *out_shape]``."""
         batch = batch_shape(x, self.in_shape, "MLP")
-        out: Tensor = self.layers(x.reshape(*batch, -1))
+        out: Tensor = self.layers(x.flatten(len(batch)))
         return out.reshape(*batch, *self.out_shape)
 
 

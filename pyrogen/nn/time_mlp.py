@@ -139,9 +139,14 @@ class TimeMLP(nn.Module):
 
     @property
     def knows_divergence(self) -> bool:
-        """Whether :meth:`value_and_divergence` applies."""
+        """Whether :meth:`value_and_divergence` applies, and is that of the call."""
         activations = list(self.layers)[::2]
-        return len(activations) <= 2 and all(isinstance(a, _ELEMENTWISE) for a in activations)
+        ours = len(activations) <= 2 and all(isinstance(a, _ELEMENTWISE) for a in activations)
+        return ours and self._where("forward") is self._where("value_and_divergence")
+
+    def _where(self, name: str) -> type:
+        """The class that defines a method: who overrides one of the two means another field."""
+        return next(cls for cls in type(self).__mro__ if name in vars(cls))
 
     def _divergence(self, slopes: list[Tensor]) -> Tensor:
         into = self.of_state.weight  # [hidden, in], and in what follows [out, in] of each layer
@@ -158,7 +163,7 @@ class TimeMLP(nn.Module):
     def _first(self, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
         batch = batch_shape(x, self.in_shape, "TimeMLP")
         self._check_context(context)
-        h: Tensor = self.of_state(x.reshape(*batch, -1))
+        h: Tensor = self.of_state(x.flatten(len(batch)))
         if self.of_time is not None:
             k = torch.arange(1, self.frequencies + 1, dtype=x.dtype, device=x.device)
             angles = math.pi * k * t.unsqueeze(-1)

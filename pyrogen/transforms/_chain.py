@@ -1,13 +1,13 @@
 """A sequence of transforms inside a program.
 
 Flows are given as lists that mix modules (bijections with parameters), plain transforms of torch,
-inverses and compositions. A chain registers the modules wherever they hide, moves the tensors of
-the plain ones along, and conditions all of them at once.
+inverses and compositions. A chain registers the modules wherever they hide, moves and saves the
+tensors of the plain ones along (a permutation drawn at random, say), and conditions all at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pyro.distributions import TransformModule
@@ -17,7 +17,7 @@ from torch.distributions import ComposeTransform, Transform
 from torch.distributions.transforms import _InverseTransform
 
 from pyrogen.transforms._bijection import Bijection, Inverse
-from pyrogen.transforms._moved import moved, tensors
+from pyrogen.transforms._moved import Held
 
 __all__ = ["Chain"]
 
@@ -26,7 +26,7 @@ class Chain(nn.Module):
     """Transforms in the order in which they are applied to the base.
 
     Args:
-        transforms: torch, Pyro or PyroGen transforms, conditional or not. Compositions are
+        transforms: one or several of torch, Pyro or PyroGen, conditional or not. Compositions are
             flattened; the inverse of a module becomes a module.
 
     Attributes:
@@ -38,35 +38,19 @@ class Chain(nn.Module):
             optimiser would find it.
     """
 
-    def __init__(self, transforms: Iterable[Any]) -> None:
+    def __init__(self, transforms: Transform | Iterable[Any]) -> None:
         super().__init__()
-        self._length = 0
-        self._plain: dict[str, Transform] = {}
         if isinstance(transforms, (Transform, ConditionalTransform)):
             transforms = [transforms]
-        for transform in transforms:
-            for part in _parts(transform):
-                self._append(part)
-
-    def _append(self, part: Any) -> None:
-        key = str(self._length)
-        if isinstance(part, nn.Module):
-            self.add_module(key, part)
-        else:
-            if any(tensor.requires_grad for tensor in tensors(part)):
-                raise ValueError(
-                    f"transforms: expected parameters in modules, got a {type(part).__name__} with "
-                    "a tensor that requires a gradient; use a pyro.distributions.TransformModule"
-                )
-            self._plain[key] = part
-        self._length += 1
+        for i, part in enumerate(part for given in transforms for part in _parts(given)):
+            self.add_module(str(i), part if isinstance(part, nn.Module) else _held(part))
 
     def __iter__(self) -> Iterator[Any]:
-        for key in map(str, range(self._length)):
-            yield self._plain[key] if key in self._plain else self._modules[key]
+        for module in self._modules.values():
+            yield module() if isinstance(module, Held) else module
 
     def __len__(self) -> int:
-        return self._length
+        return len(self._modules)
 
     @property
     def conditional(self) -> bool:
@@ -79,10 +63,12 @@ class Chain(nn.Module):
             return list(self)
         return [t.condition(context) if _is_conditional(t) else t for t in self]
 
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Chain:
-        super()._apply(fn, recurse)
-        self._plain = {key: moved(transform, fn) for key, transform in self._plain.items()}
-        return self
+
+def _held(part: Any) -> Held:
+    try:
+        return Held(part)
+    except ValueError as error:
+        raise ValueError(f"transforms: {error}; use a pyro.distributions.TransformModule") from None
 
 
 def _is_conditional(transform: Any) -> bool:

@@ -158,6 +158,8 @@ def _moved(
 @torch.no_grad()
 def _ratio(stages: Sequence[State], old: State, new: State, h: float, solver: Solver) -> float:
     """The largest error of value and log-determinant, in units of what is allowed."""
+    if not new[0].numel():
+        return 0.0
     errors = _moved([torch.zeros_like(x) for x in old[:2]], stages, _ERRORS, h)
     ratios = [
         (error.abs() / torch.maximum(a.abs(), b.abs()).mul(solver.rtol).add(solver.atol)).amax()
@@ -197,14 +199,14 @@ class _Solve(torch.autograd.Function):
         inputs = Inputs(x, *fixed)
         solution = walk(field.value, inputs, ctx.trail)
         ctx.field = field
-        ctx.save_for_backward(probe, context)
-        ctx.parameters = parameters
+        # All that is needed again, so that autograd refuses what was changed in between.
+        ctx.save_for_backward(probe, context, inputs.x, *parameters)
         return solution
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, of_value: Tensor, *of_sums: Tensor) -> tuple[Any, ...]:
-        probe, context = ctx.saved_tensors
+        probe, context, _, *parameters = ctx.saved_tensors
         if context is not None:
             context = context.detach().requires_grad_(ctx.needs_input_grad[4])
         totals = _Totals()
@@ -221,7 +223,7 @@ class _Solve(torch.autograd.Function):
                 of_stages.append((found.pop(id(x)),))
                 totals.add(found)
             (of_value,) = _moved((of_value,), of_stages, [1.0] * 6, 1.0)
-        of_parameters = [totals.of(p) for p in ctx.parameters]
+        of_parameters = [totals.of(p) for p in parameters]
         return None, None, of_value, None, totals.of(context), *of_parameters
 
 

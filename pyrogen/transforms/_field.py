@@ -170,17 +170,16 @@ class _Evaluate(torch.autograd.Function):
         *parameters: Tensor,
     ) -> Derivatives:
         ctx.field = field
-        ctx.save_for_backward(x, t, probe, context)
-        ctx.parameters = [id(p) for p in parameters]
+        ctx.save_for_backward(x, t, probe, context, *parameters)
         return field.value(x, t, probe, context)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *weights: Tensor) -> tuple[Any, ...]:
-        x, t, probe, context = ctx.saved_tensors
+        x, t, probe, context, *parameters = ctx.saved_tensors
         x = x.detach().requires_grad_()
         if context is not None:
             context = context.detach().requires_grad_(ctx.needs_input_grad[4])
         found = ctx.field.gradient((x, t.detach(), probe, context), weights)
-        of_parameters = [found.get(key) for key in ctx.parameters]
+        of_parameters = [found.get(id(p)) for p in parameters]
         return None, found.get(id(x)), None, None, found.get(id(context)), *of_parameters

@@ -64,7 +64,7 @@ class _CouplingConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch = x.shape[:-3]
-        out: Tensor = self.layers(x.reshape(-1, *x.shape[-3:]))
+        out: Tensor = self.layers(x.reshape(batch.numel(), *x.shape[-3:]))
         if self.num_parameters is not None:
             out = out.unflatten(1, (-1, self.num_parameters)).movedim(2, -1)
         return out.reshape(*batch, *out.shape[1:])

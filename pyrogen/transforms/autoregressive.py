@@ -13,7 +13,8 @@ exactly; mostly nothing changes any more long before that, and the iteration sto
 The gradient of a draw follows from the implicit function theorem. With :math:`J = \partial g /
 \partial y`, which is strictly triangular, a gradient :math:`u` with respect to the draw becomes
 :math:`v = u + J^\top v`, found by the same kind of iteration, and :math:`v` is passed on to one
-evaluation of :math:`g` at the fixed point. No round of the iteration is kept for it.
+evaluation of :math:`g` at the fixed point. No round of the iteration is kept for it. (Under
+``torch.func`` all :math:`D` rounds are done and differentiated, which is exact too.)
 
 ``Inverse(MaskedAutoregressive(...))`` is the inverse autoregressive flow: draws by one pass, the
 density of its own draws too (:class:`~pyrogen.distributions.FlowDistribution`).
@@ -27,6 +28,7 @@ from typing import Any
 import torch
 from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from pyrogen.nn.shapes import batch_shape
@@ -99,6 +101,8 @@ class MaskedAutoregressive(Bijection):
     def forward_value(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """From base to data, by iteration; gradients by the implicit function theorem."""
         x, context = self._check(x, context)
+        if _transformed():
+            return _iterate(lambda y: self._step(y, x, context), torch.zeros_like(x))
         with torch.no_grad():
             fixed = _iterate(lambda y: self._step(y, x, context), torch.zeros_like(x))
         if not torch.is_grad_enabled():
@@ -156,7 +160,8 @@ class _ImplicitGradient(torch.autograd.Function):
 def _iterate(function: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
     """Applies a strictly triangular map until nothing changes, or once for each element.
 
-    While a graph is captured no value can be looked at, and all rounds are done.
+    While a graph is captured or ``torch.func`` transforms, no value can be looked at, and all
+    rounds are done.
     """
     value = start
     for _ in range(start.shape[-1]):
@@ -167,4 +172,9 @@ def _iterate(function: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
 
 
 def _capturing() -> bool:
-    return torch.compiler.is_compiling() or get_proxy_mode() is not None
+    return torch.compiler.is_compiling() or get_proxy_mode() is not None or _transformed()
+
+
+def _transformed() -> bool:
+    """Whether a transform of ``torch.func`` is under way: vmap, grad, ..."""
+    return peek_interpreter_stack() is not None

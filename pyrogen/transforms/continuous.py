@@ -74,11 +74,14 @@ class ContinuousFlow(Bijection):
             ``"gaussian"``.
         method: adaptive (``"dopri5"``, ``"dopri8"``, ``"bosh3"``, ``"fehlberg2"``,
             ``"adaptive_heun"``) or of fixed steps (``"rk4"``, ``"midpoint"``, ``"euler"``). A
-            program with fixed steps can be captured (``losses.Compiled``).
+            program with fixed steps can be captured (``losses.Compiled``), but learn a density by
+            an adaptive method: training exploits coarse fixed steps, as their log-determinant is
+            not that of the map, until the likelihood reported is none.
         atol: absolute tolerance of an adaptive method, per step, for every element of the value and
             every log-determinant: an estimated error may be ``atol + rtol * |element|``.
         rtol: relative tolerance, likewise.
-        steps: number of fixed steps; only for fixed methods, and required there.
+        steps: number of fixed steps; only for fixed methods, and required there. Judge what was
+            trained with few by the held-out log-likelihood at many more.
         max_steps: how many steps an adaptive method may take.
         adjoint: gradients by solving the adjoint equation back in time: memory does not grow with
             the steps, and the gradient is exact up to the tolerances only. Otherwise the gradient
@@ -236,11 +239,7 @@ class ContinuousFlow(Bijection):
         return self._fields[terms]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            **self.__dict__,
-            "_fields": {},
-            "_integrators": {},
-        }  # graphs are made anew where they are needed
+        return {**self.__dict__, "_fields": {}}  # graphs are made anew where they are needed
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -5,6 +5,9 @@ r"""The logit of values between 0 and 1, kept away from the ends.
 
 With :math:`\lambda > 0` the ends 0 and 1 of grey values have finite images. The reals are then the
 image of an interval slightly larger than [0, 1].
+
+On the way back, values that would round to the ends of that interval, where the logit is infinite,
+stay a few roundings away from them; the log-determinant is exact there.
 """
 
 from __future__ import annotations
@@ -64,6 +67,8 @@ class Logit(Bijection):
         self, y: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Maps ``[*]`` back to the interval."""
-        width = 1 - 2 * self.boundary
-        x = (torch.sigmoid(y) - self.boundary) / width
+        width, eps = 1 - 2 * self.boundary, torch.finfo(y.dtype).eps
+        smallest = max(4 * eps * self.boundary, torch.finfo(y.dtype).tiny)
+        p = torch.sigmoid(y).clamp(smallest, 1 - 4 * eps)
+        x = (p - self.boundary) / width
         return x, math.log(width) - logsigmoid(y) - logsigmoid(-y)

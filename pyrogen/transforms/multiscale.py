@@ -24,7 +24,6 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
-from pyro.distributions import ComposeTransformModule
 from torch import Size, Tensor, nn
 from torch.distributions import Transform, constraints
 
@@ -36,6 +35,7 @@ from pyrogen.transforms._bijection import (
     forward_through,
     inverse_through,
 )
+from pyrogen.transforms._chain import Chain
 from pyrogen.transforms._coupling import Coupling
 from pyrogen.transforms.actnorm import initialize
 
@@ -70,14 +70,14 @@ class Squeeze(Bijection):
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> ValueAndLogDet:
         """Squeezes."""
-        self.forward_shape(x.shape)
-        y = nn.functional.pixel_unshuffle(x, self.factor)
+        shape = self.forward_shape(x.shape)
+        y = nn.functional.pixel_unshuffle(x, self.factor).reshape(shape)  # for an empty batch
         return y, x.new_zeros(x.shape[:-3])
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> ValueAndLogDet:
         """Spreads channels over positions again."""
-        self.inverse_shape(y.shape)
-        x = nn.functional.pixel_shuffle(y, self.factor)
+        shape = self.inverse_shape(y.shape)
+        x = nn.functional.pixel_shuffle(y, self.factor).reshape(shape)
         return x, y.new_zeros(y.shape[:-3])
 
     def forward_shape(self, shape: Sequence[int]) -> Size:
@@ -196,7 +196,7 @@ class MultiScale(Bijection):
         super().__init__(event_dim=1, context_dim=context_dim)
         self.codomain = constraints.independent(constraints.real, len(shape))
         self.event_shape = shape
-        self.levels = nn.ModuleList(ComposeTransformModule(list(level)) for level in levels)
+        self.levels = nn.ModuleList(Chain(level) for level in levels)
         self.level_shapes = _level_shapes(shape, self.levels)
         if splits is None:
             splits = [Split(shape) for shape in self.level_shapes[:-1]]
@@ -260,7 +260,7 @@ class MultiScale(Bijection):
         return Size((*shape[: len(shape) - len(self.event_shape)], math.prod(self.event_shape)))
 
     def _parts(self, level: int) -> list[Transform]:
-        return list(cast(ComposeTransformModule, self.levels[level]).parts)
+        return list(cast(Chain, self.levels[level]))
 
     def _split(self, level: int) -> Split:
         return cast(Split, self.splits[level])
@@ -279,7 +279,8 @@ def _level_shapes(shape: tuple[int, ...], levels: nn.ModuleList) -> list[tuple[i
     """The shape of an event where each level begins, from the data to the base."""
     shapes = []
     for i, level in enumerate(levels):
-        shape = tuple(cast(ComposeTransformModule, level).inverse_shape(Size(shape)))
+        for transform in reversed(list(cast(Chain, level))):
+            shape = tuple(transform.inverse_shape(Size(shape)))
         shapes.append(shape)
         if i < len(levels) - 1:
             if shape[0] % 2:

@@ -10,7 +10,8 @@ of the sphere with
    + D \log \frac{1 - y_{D+1}}{1 - x_{D+1}} .
 
 Its pole, the point :math:`x_{D+1} = 1`, is infinity in the plane: where ``f`` does not tend to the
-identity there, the density at the pole is zero, infinite or depends on the direction.
+identity there, the density at the pole is zero, infinite or depends on the direction. The pole
+itself has no image, and is refused.
 
 *Along the surface.* A field :math:`v(x, t)` projected on the tangent plane,
 :math:`g(x, t) = (I - \hat x \hat x^\top)\, v(\hat x, t)` with :math:`\hat x = x / \|x\|`, carries
@@ -50,7 +51,9 @@ class SphereFlow(Bijection):
 
     Raises:
         TypeError: if ``transforms`` holds something else than transforms.
-        ValueError: on call, while Pyro's validation is on, if a point is not of unit norm.
+        ValueError: if a conditional transform of Pyro is among them, which does not tell the size
+            of its context; on call, while Pyro's validation is on, if a point is not of unit norm,
+            or is the pole.
 
     References:
         M. C. Gemici, D. J. Rezende, S. Mohamed, *Normalizing flows on Riemannian manifolds*, 2016,
@@ -65,15 +68,20 @@ class SphereFlow(Bijection):
     """
 
     def __init__(self, transforms: Transform | Iterable[Any]) -> None:
-        chain = Chain([transforms] if isinstance(transforms, Transform) else transforms)
+        chain = Chain(transforms)
         super().__init__(context_dim=max((getattr(t, "context_dim", 0) for t in chain), default=0))
+        if chain.conditional and not self.context_dim:
+            raise ValueError(
+                "transforms: expected conditional transforms that tell their context_dim, got one "
+                "of Pyro's; use those of pyrogen.transforms"
+            )
         self.domain = self.codomain = dist.constraints.sphere
         self.transforms = chain
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> ValueAndLogDet:
         """Projects, maps forward in the plane, and projects back."""
         _check_on_sphere(x, "x")
-        u, shrunk = _to_plane(x)
+        u, shrunk = _to_plane(x, "x")
         v, log_det = forward_through(self.transforms.condition(context), u, 1, context)
         y, shrinks = _to_sphere(v)
         return y, log_det + shrinks - shrunk
@@ -81,7 +89,7 @@ class SphereFlow(Bijection):
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> ValueAndLogDet:
         """Projects, maps back in the plane, and projects back."""
         _check_on_sphere(y, "y")
-        v, shrinks = _to_plane(y)
+        v, shrinks = _to_plane(y, "y")
         u, log_det = inverse_through(self.transforms.condition(context), v, 1, context)
         x, shrunk = _to_sphere(u)
         return x, log_det + shrinks - shrunk
@@ -95,7 +103,8 @@ class ContinuousSphereFlow(Bijection):
             with ``context_dim > 0``) to the shape of ``x``; what points off the tangent plane is
             removed.
         context_dim: size of the context, 0 for none.
-        **options: trace and solver, as in :class:`~pyrogen.transforms.ContinuousFlow`.
+        **options: trace and solver, as in :class:`~pyrogen.transforms.ContinuousFlow`; the same
+            warning holds of coarse fixed steps, which leave the sphere besides.
 
     Raises:
         TypeError: if ``dynamics`` is no module.
@@ -162,12 +171,18 @@ class _Tangent(nn.Module):
         return tangent
 
 
-def _to_plane(x: Tensor) -> tuple[Tensor, Tensor]:
+def _to_plane(x: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """Stereographic projection, and the logarithm by which its inverse shrinks areas there."""
     head, last = x[..., :-1], x[..., -1:]
     # Two forms of 1 - last; the first does not cancel near the pole.
     near = head.square().sum(-1, keepdim=True) / (1 + last).clamp_min(1.0)
     distance = torch.where(last > 0, near, 1 - last)
+    if is_validation_enabled() and not (distance > 0).all():
+        raise ValueError(
+            f"{name}: expected points other than the pole of the projection, [0, ..., 0, 1], got "
+            f"{int((distance <= 0).sum())} there; turn the data by a rotation, or use "
+            "ContinuousSphereFlow, which has no pole"
+        )
     return head / distance, head.shape[-1] * distance.squeeze(-1).log()
 
 

@@ -107,7 +107,7 @@ class Sylvester(Bijection):
         directions, outer, inner, shift = raw.split(self._sizes, dim=-1)
         batch, rank = raw.shape[:-1], self.rank
         return _Matrices(
-            basis=_orthonormal(directions.reshape(*batch, -1, self.dim))[..., :rank],
+            basis=_orthonormal(directions.unflatten(-1, (-1, self.dim)))[..., :rank],
             outer=_triangular(outer.reshape(*batch, rank, rank)),
             inner=_triangular(inner.reshape(*batch, rank, rank)),
             shift=shift,

@@ -154,6 +154,14 @@ def test_gradient_mode_is_part_of_the_memo():
     assert flow._memo is None
 
 
+def test_a_draw_made_a_leaf_has_the_gradient_of_its_density():
+    """Nothing of this flow wants a gradient, so that its draws are leaves."""
+    flow = FlowDistribution(standard(2), [T.AffineTransform(1.0, 2.0)])
+    y = flow.rsample((5,)).requires_grad_()
+    (gradient,) = torch.autograd.grad(flow.log_prob(y).sum(), y)
+    torch.testing.assert_close(gradient, (1.0 - y.detach()) / 4)
+
+
 def test_the_memo_keeps_no_draw_alive():
     flow = FlowDistribution(standard(4), [T.ExpTransform()])
     y = flow.rsample((3,))

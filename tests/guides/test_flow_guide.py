@@ -285,6 +285,10 @@ def moving():
     pyro.sample("z", dist.Uniform(0.0, upper))
 
 
+def on_the_sphere():
+    pyro.sample("direction", dist.ProjectedNormal(torch.zeros(3)))
+
+
 def observed():
     pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.tensor(1.0))
 
@@ -296,6 +300,7 @@ def observed():
         (subsampled, {}, ValueError, "site 'z': expected vectorised plates without subsampling"),
         (moving, {}, ValueError, "site 'z': expected one shape and support in every run"),
         (observed, {}, ValueError, r"expected latent sites, got none; its guide is guides\.Empty"),
+        (on_the_sphere, {}, ValueError, "site 'direction': expected a support with a bijection"),
         ("model", {}, TypeError, "model: expected a Pyro program, got str"),
         (moving, {"init_scale": 0}, ValueError, "init_scale: expected a positive number, got 0"),
     ],

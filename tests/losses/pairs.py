@@ -23,9 +23,10 @@ from pyro.infer.autoguide import AutoDelta, AutoIAFNormal, AutoLowRankMultivaria
 from torch import nn
 from torch.distributions import constraints
 
-from pyrogen.guides import AmortizedNormal
-from pyrogen.models import VAE
+from pyrogen.guides import AmortizedFlow, AmortizedNormal, Empty, UniformDequantization
+from pyrogen.models import VAE, Flow
 from pyrogen.nn import MLP
+from pyrogen.transforms import ActNorm, AffineCoupling
 
 VECTORIZED = {"vectorize_particles": True, "max_plate_nesting": 1}
 
@@ -38,6 +39,24 @@ def vae(elbo, dtype=torch.float32, beta=1.0, encoder=None):
         return elbo, model, guide, (torch.bernoulli(torch.rand(5, 6)).to(dtype),)
 
     return make
+
+
+def flow(levels=None):
+    def make():
+        layers = [AffineCoupling(2, hidden=(8,)), ActNorm(2)]
+        if levels is None:
+            return Trace_ELBO(), Flow(2, layers), Empty(), (torch.randn(5, 2),)
+        data = torch.randint(levels, (5, 2))
+        guide = UniformDequantization(levels, (2,))
+        return Trace_ELBO(), Flow(2, layers, levels), guide, (data,)
+
+    return make
+
+
+def vae_with_flow():
+    model = VAE(MLP(2, 6, hidden=(8,)), 2)
+    guide = AmortizedFlow(MLP(6, 2 * 2 + 3, hidden=(8,)), 2, flow="planar", num_flows=1)
+    return Trace_ELBO(), model, guide, (torch.bernoulli(torch.rand(5, 6)),)
 
 
 def normalised_encoder():
@@ -169,6 +188,9 @@ PAIRS = {
     "vae, float64": vae(TraceMeanField_ELBO(), dtype=torch.float64),
     "vae, beta": vae(TraceMeanField_ELBO(), beta=4.0),
     "vae, batch normalisation": vae(Trace_ELBO(), encoder=normalised_encoder),
+    "vae, flow posterior": vae_with_flow,
+    "flow": flow(),
+    "flow, levels": flow(levels=5),
     "eight schools": auto(TraceMeanField_ELBO(), eight_schools),
     "eight schools, low rank": auto(Trace_ELBO(), eight_schools, AutoLowRankMultivariateNormal),
     "eight schools, flow": auto(Trace_ELBO(), eight_schools, AutoIAFNormal, hidden_dim=[12]),

@@ -20,7 +20,7 @@ from pyrogen.checks import check_pair
 from pyrogen.guides import Empty, UniformDequantization
 from pyrogen.losses import Compiled
 from pyrogen.models import Flow, bits_per_dimension, glow
-from pyrogen.transforms import ActNorm, AffineCoupling, Logit
+from pyrogen.transforms import ActNorm, AffineCoupling, Logit, MultiScale
 from tests.statistics import assert_mean_close
 
 LEVELS = 5
@@ -130,6 +130,44 @@ def test_modules_are_found_wherever_they_hide():
     torch.testing.assert_close(x, y)
 
 
+def test_a_transform_that_is_conditioned_already_is_trained():
+    layer = AffineCoupling(2, context_dim=3)
+    model = Flow(2, [layer.condition(torch.ones(3))]).double()
+    assert {*model.parameters()} == {*layer.parameters()}
+    x = torch.randn(5, 2, dtype=torch.float64)
+    expected, _ = layer.inverse_and_log_det(x, torch.ones(3, dtype=torch.float64))
+    back, _ = next(iter(model.transforms)).inverse_and_log_det(x)
+    torch.testing.assert_close(back, expected)
+
+
+def test_what_is_drawn_at_construction_is_part_of_the_state():
+    """Pyro's permutation is no module; another one in its place is another density."""
+
+    def make():
+        base = dist.Normal(torch.randn(6), 1.0).to_event(1)
+        levels = [[dist.transforms.permute(4)], [dist.transforms.permute(2)]]
+        return Flow(base, [dist.transforms.permute(6)]), MultiScale(4, levels)
+
+    torch.manual_seed(1)
+    one, many = make()
+    torch.manual_seed(2)
+    other, others = make()
+    x, y = torch.randn(5, 6), torch.randn(5, 4)
+    expected, image = one.distribution().log_prob(x), many(y)
+    assert not torch.equal(other.distribution().log_prob(x), expected)
+    other.load_state_dict(one.state_dict())
+    others.load_state_dict(many.state_dict())
+    assert torch.equal(other.distribution().log_prob(x), expected)
+    assert torch.equal(others(y), image)
+    assert torch.equal(others.inv(image), y)
+
+
+def test_layers_of_several_scales_move_with_the_model():
+    levels = [[AffineTransform(torch.zeros(4), 2.0)], [AffineTransform(torch.ones(2), 2.0)]]
+    model = Flow(4, [MultiScale(4, levels)]).double()
+    assert model(None, num_samples=3).dtype == torch.float64
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_copies_score_alike_and_share_nothing(copied):
     model = Flow(2, [AffineCoupling(2), AffineTransform(0.0, 2.0).inv])
@@ -235,6 +273,7 @@ def test_bits_per_dimension():
         bits_per_dimension(0.0, (0,))
     with pytest.raises(ValueError, match="levels"):
         bits_per_dimension(0.0, (2,), levels=1)
+    assert bits_per_dimension(1.5, 64) == bits_per_dimension(1.5, (8, 8))
 
 
 @pytest.mark.parametrize(

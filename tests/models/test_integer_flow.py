@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from pyro.distributions.transforms import Permute
@@ -97,3 +99,15 @@ def test_what_does_not_fit_is_refused():
     real = IntegerFlow(2, [AffineTransform(0.5, 1.0)])
     with pytest.raises(ValueError, match="support"):
         Trace_ELBO().loss(real, Empty(), torch.ones(3, 2, dtype=torch.int64))
+
+
+def test_integers_that_the_dtype_does_not_hold_are_refused():
+    flow = IntegerFlow(LogisticMixtureBase(1, scale=2.0**25))
+    for sign in (-1, 1):
+        edge = torch.tensor([[sign * 2**24]])
+        assert torch.equal(flow(edge), edge)
+        with pytest.raises(ValueError, match=r"up to 16777216, as torch\.float32 holds them"):
+            flow(edge + sign)
+        with pytest.raises(ValueError, match=r"convert the model with \.double\(\)"):
+            flow.log_prob(edge + sign)
+        assert torch.equal(copy.deepcopy(flow).double()(edge + sign), edge + sign)

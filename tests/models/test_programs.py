@@ -15,6 +15,7 @@ from pyro.infer import SVI, Predictive, RenyiELBO, Trace_ELBO, TraceMeanField_EL
 from pyro.optim import Adam
 
 from pyrogen.checks import check_pair
+from pyrogen.guides import AmortizedFlow
 from pyrogen.losses import Compiled
 from tests.registry_programs import LATENT, NUM_DATA, PROGRAMS
 
@@ -33,21 +34,29 @@ def local_params(request):
 
 
 def hand_written_parts(program):
-    """Draws z as the next loss will; returns log p(x|z), log p(z), log q(z|x), KL, all ``[n]``."""
+    """Draws z as the next loss will; returns log p(x|z), log p(z), log q(z|x), KL, all ``[n]``.
+
+    The KL of a flow has no closed form: every ELBO takes it at the draw.
+    """
     state = torch.get_rng_state()
     with torch.no_grad():
         posterior = program.guide.posterior(program.data)
-        loc, scale = posterior.base_dist.loc, posterior.base_dist.scale
         z = poutine.trace(program.guide).get_trace(program.data).nodes["z"]["value"]
         parameters = program.model.decoder(z)
+        torch.set_rng_state(state)
+        log_2pi = torch.log(torch.tensor(2 * torch.pi, dtype=torch.float64))
+        log_prior = -(z**2 + log_2pi).sum(-1) / 2
+        if isinstance(program.guide, AmortizedFlow):
+            same, log_posterior = posterior.rsample_with_log_prob()
+            assert torch.equal(same, z)
+            kl = log_posterior - log_prior
+        else:
+            loc, scale = posterior.base_dist.loc, posterior.base_dist.scale
+            log_posterior = -(((z - loc) / scale) ** 2 + 2 * scale.log() + log_2pi).sum(-1) / 2
+            kl = (scale**2 + loc**2 - 1 - 2 * scale.log()).sum(-1) / 2
+        log_likelihood = program.log_likelihood(program.model, parameters, program.data)
     torch.set_rng_state(state)
-    log_2pi = torch.log(torch.tensor(2 * torch.pi, dtype=torch.float64))
-    return (
-        program.log_likelihood(program.model, parameters, program.data),
-        -(z**2 + log_2pi).sum(-1) / 2,
-        -(((z - loc) / scale) ** 2 + 2 * scale.log() + log_2pi).sum(-1) / 2,
-        (scale**2 + loc**2 - 1 - 2 * scale.log()).sum(-1) / 2,
-    )
+    return log_likelihood, log_prior, log_posterior, kl
 
 
 @programs

@@ -141,6 +141,30 @@ def test_the_gradient_can_be_captured():
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("context_dim", [0, 2])
+def test_draws_can_be_vectorised_and_differentiated_by_torch_func(context_dim):
+    transform, context = flow(), None
+    if context_dim:
+        network = ConditionalAutoRegressiveNN(DIM, context_dim, [20], nonlinearity=nn.Tanh())
+        transform = MaskedAutoregressive(network).double()
+        context = torch.randn(5, context_dim, dtype=torch.float64)
+    x = torch.randn(5, DIM, dtype=torch.float64)
+
+    def total(x, context):
+        y, log_det = transform.forward_and_log_det(x, context)
+        return y.square().sum() + log_det.sum()
+
+    inputs = [x.clone().requires_grad_()]
+    inputs += [] if context is None else [context.clone().requires_grad_()]
+    padded = (*inputs, None)[:2]
+    expected = torch.autograd.grad(total(*padded), inputs)
+    argnums = tuple(range(len(inputs)))
+    axes = (0, None if context is None else 0)
+    found = torch.func.vmap(torch.func.grad(total, argnums), axes)(x, context)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+
+
 def test_a_second_derivative_through_draws_is_refused():
     transform = flow()
     x = torch.randn(DIM, dtype=torch.float64, requires_grad=True)

@@ -138,6 +138,23 @@ def test_batches_of_any_rank(name):
             assert error(log_det[i, j], its_log_det) <= 1e-7
 
 
+@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("batch", [(0,), (0, 3)])
+def test_a_batch_may_be_empty(name, batch):
+    """As the data that a mask has left are, now and then."""
+    transform = build(name)
+    if isinstance(transform, Inverse) and not isinstance(transform.transform, Bijection):
+        pytest.skip("Pyro's networks take no empty batch")
+    x, context = events(name, *batch), context_for(name, *batch)
+    y, log_det = forward_and_log_det(transform, x, context)
+    assert log_det.shape == batch
+    assert y.shape[: len(batch)] == batch
+    if TRANSFORMS[name].inverse:
+        back, log_det = inverse_and_log_det(transform, y, context)
+        assert log_det.shape == batch
+        assert back.shape == x.shape
+
+
 @pytest.mark.parametrize("name", CONDITIONAL)
 def test_conditional_forms_agree(name):
     transform = build(name)

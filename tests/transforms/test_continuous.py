@@ -219,6 +219,23 @@ def test_no_closed_form_is_said_so():
     assert not TimeMLP(2, (4,), activation=lambda: nn.LayerNorm(4)).knows_divergence
 
 
+class Doubled(TimeMLP):
+    """Another field, of which the divergence inherited is not the divergence."""
+
+    def forward(self, x, t, context=None):
+        return 2 * super().forward(x, t, context)
+
+
+def test_a_field_that_overrides_the_call_alone_has_its_own_divergence():
+    field = Doubled(2, (8,)).double()
+    assert not field.knows_divergence
+    flow, x = ContinuousFlow(field, method="rk4", steps=20), torch.randn(2, dtype=torch.float64)
+    y, log_det = flow.forward_and_log_det(x)
+    torch.testing.assert_close(flow.forward_value(x), y)
+    jacobian = torch.autograd.functional.jacobian(flow.forward_value, x)
+    torch.testing.assert_close(log_det, torch.linalg.slogdet(jacobian)[1], rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -234,6 +251,24 @@ def test_the_inverse_is_as_exact_as_the_solver(make):
         back, same = flow.inverse_and_log_det(y)
     torch.testing.assert_close(back, x, atol=1e-10, rtol=0)
     torch.testing.assert_close(same, log_det, atol=1e-10, rtol=0)
+
+
+def test_an_empty_batch_takes_no_step_to_adapt():
+    y, log_det = ContinuousFlow(TimeMLP(2, hidden=(8,))).forward_and_log_det(torch.randn(0, 2))
+    assert y.shape == (0, 2)
+    assert log_det.shape == (0,)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["dopri5", "bosh3"])
+def test_a_compiled_field_refuses_a_gradient_at_parameters_that_have_changed(method):
+    flow = ContinuousFlow(TimeMLP(2, hidden=(8,)), method=method, compile=True)
+    y, log_det = flow.forward_and_log_det(torch.randn(4, 2))
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        (y.sum() + log_det.sum()).backward()
 
 
 @pytest.mark.slow

@@ -35,6 +35,31 @@ def test_the_ends_are_finite_in_single_precision(boundary):
     torch.testing.assert_close(Logit(boundary).inv(y), x, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("boundary", [0.0, 1e-6, 0.05, 0.3])
+def test_what_far_values_are_mapped_to_can_be_mapped_back(boundary, dtype):
+    """Also where the sigmoid rounds to 0 or 1."""
+    y = torch.linspace(-150, 150, 3001, dtype=dtype)
+    transform = Logit(boundary)
+    x, log_det = transform.inverse_and_log_det(y)
+    assert transform.domain.check(x).all()
+    back, back_log_det = transform.forward_and_log_det(x)
+    # Where neither end is near, all digits are there; beyond, the value is a large one still.
+    near = y.abs() < 6
+    tolerance = 1e4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(back[near], y[near], rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(log_det[near], back_log_det[near], rtol=tolerance, atol=tolerance)
+    furthest = -math.log(8 * torch.finfo(dtype).eps)
+    assert back.isfinite().all()
+    assert back_log_det.isfinite().all()
+    assert (back[y > furthest + 1] > furthest - 1).all()
+    assert (back[y < -furthest - 1] < -furthest + 1).all()
+    # The density of a far value itself is exact: sigmoid'(y) ~ exp(-|y|).
+    far = y.abs() > 40
+    expected = math.log(1 - 2 * boundary) + y[far].abs()
+    torch.testing.assert_close(log_det[far], expected)
+
+
 def test_a_uniform_law_is_that_of_a_logistic_variable():
     logistic = FlowDistribution(dist.Uniform(torch.zeros(3), 1.0).to_event(1), [Logit(0.0)])
     y = torch.randn(5, 3)

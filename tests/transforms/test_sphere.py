@@ -203,3 +203,21 @@ def test_near_the_pole_the_projection_keeps_its_digits():
     _, log_det = SphereFlow(Dilation(2.0)).forward_and_log_det(unit(x))
     expected = 2 * math.log(2 * (1 + u**2) / (1 + 4 * u**2))
     assert abs(float(log_det) - expected) < 1e-5
+
+
+def test_the_pole_has_no_image():
+    """Neither has a point of which the distance squared is 0 in its precision."""
+    flow = SphereFlow(Dilation(2.0))
+    for offset in (0.0, 1e-30):
+        points = torch.tensor([[offset, 0.0, 1.0], [1.0, 0.0, 0.0]])
+        for method in (flow.forward_and_log_det, flow.inverse_and_log_det):
+            with pytest.raises(ValueError, match=r"other than the pole .* got 1 there"):
+                method(points)
+    opposite, log_det = flow.forward_and_log_det(torch.tensor([0.0, 0.0, -1.0]))
+    torch.testing.assert_close(opposite, torch.tensor([0.0, 0.0, -1.0]))
+    assert log_det.item() == pytest.approx(2 * math.log(2))
+
+
+def test_conditional_transforms_that_hide_their_context_are_refused():
+    with pytest.raises(ValueError, match="tell their context_dim, got one of Pyro's"):
+        SphereFlow([dist.transforms.conditional_affine_coupling(2, 3)])
