@@ -96,7 +96,7 @@ class DeepBeliefNetwork(PyroModule):
             _SCALE * torch.randn(below, above) for below, above in pairwise(sizes)
         )
         self.biases = nn.ParameterList(torch.zeros(size) for size in sizes[:-1])
-        self.top = RestrictedBoltzmannMachine(*self.hidden[-2:])
+        self.top = RestrictedBoltzmannMachine(self.hidden[-2], self.hidden[-1])
         self.sampler = sampler
         self.event_shape = (visible,)
 

@@ -144,11 +144,14 @@ class DeepBoltzmannMachine(PyroModule):
         )
 
     def _block(self, odd: int, even: int) -> Tensor:
+        block: Tensor
         if even == odd - 1:
-            return self.weights[even].T
-        if even == odd + 1:
-            return self.weights[odd]
-        return self.biases[odd].new_zeros(len(self.biases[odd]), len(self.biases[even]))
+            block = self.weights[even].T
+        elif even == odd + 1:
+            block = self.weights[odd]
+        else:
+            block = self.biases[odd].new_zeros(len(self.biases[odd]), len(self.biases[even]))
+        return block
 
     def forward(self, data: Tensor | None = None, num_samples: int | None = None) -> Tensor:
         """Scores data, or draws with the sampler.
