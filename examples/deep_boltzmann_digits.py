@@ -83,7 +83,7 @@ def greedy_stack(data: Tensor, epochs: int) -> list[RestrictedBoltzmannMachine]:
 
 def fine_tune(model: Any, guide: Any, data: Tensor, epochs: int, rate: float) -> None:
     """Reweighted wake-sleep, of all layers and the guide; chains serve the energy-based layer."""
-    elbo = ReweightedWakeSleep(num_particles=5, insomnia=1.0)
+    elbo = ReweightedWakeSleep(num_particles=5, insomnia=1.0, max_plate_nesting=1)
     loss = Compiled(
         ContrastiveDivergence(kernels.BlockGibbs(), persistent=True, num_chains=100, elbo=elbo)
     )
