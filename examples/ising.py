@@ -31,7 +31,7 @@ COUPLINGS = (0.3, 0.38, 0.42, CRITICAL, 0.46, 0.5, 0.6)
 
 
 def lattices(model: Ising, kernel: kernels.Gibbs, coupling: float, sweeps: int) -> Tensor:
-    """States ``[draws, sites]`` of chains that start magnetised, which all walls are slow to be."""
+    """States ``[draws, sites]`` of chains that start with all spins up: walls would be slow to go."""
     torch.nn.init.constant_(model.coupling, coupling)
     start = torch.ones(50, 1, model.event_shape[0])
     mcmc = kernels.MCMC(
@@ -75,12 +75,11 @@ def main() -> None:
     model = Ising((arguments.size, arguments.size))
     kernel = kernels.Gibbs(model)
     drawn = {k: lattices(model, kernel, k, arguments.sweeps) for k in COUPLINGS}
-    shown = torch.stack([drawn[k][-1] for k in (0.38, CRITICAL, 0.5)])
-    diagnostics.plot_images(
-        shown.reshape(-1, arguments.size, arguments.size) / 2 + 0.5,
-        columns=3,
-        title="Below, at and above the transition",
-    ).savefig(output / "phases.png", dpi=150)
+    figure, panels = plt.subplots(1, 3, figsize=(9, 3.3), layout="constrained")
+    for panel, coupling in zip(panels, (0.38, CRITICAL, 0.5), strict=True):
+        panel.imshow(drawn[coupling][-1].reshape(model.shape), cmap="gray", vmin=-1, vmax=1)
+        panel.set(title=f"K = {coupling:.4g}", xticks=[], yticks=[])
+    figure.savefig(output / "phases.png", dpi=150)
 
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     grid = [0.25 + 0.001 * i for i in range(400)]
