@@ -50,6 +50,8 @@ class Generator(PyroModule):
         super().__init__()
         self.tilt = MLP(LATENT, 1, hidden=(64, 64), activation=nn.SiLU)
         self.decoder = MLP(LATENT, PIXELS, hidden=(128, 128), activation=nn.SiLU)
+        with torch.no_grad():
+            self.decoder.layers[-1].weight.mul_(0.1)  # gentle at first, so that chains can move
         self.sampler = kernels.ShortRun(kernels.Langevin(step_size=0.1), num_steps=200)
 
     def base(self) -> Any:
@@ -123,7 +125,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/energy_latent"))
-    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true", help="one epoch, to see that it runs")
     arguments = parser.parse_args()
@@ -137,7 +139,7 @@ def main() -> None:
     if arguments.smoke:
         train, test, arguments.epochs = train[:200], test[:50], 1
     model = Generator()
-    guide = ShortRunPosterior(model, step_size=0.02, num_steps=20)
+    guide = ShortRunPosterior(model, step_size=0.1, num_steps=20)
     loss = losses.ContrastiveDivergence(
         kernels.Langevin(step_size=0.1), num_steps=10, persistent=True, num_chains=BATCH
     )
