@@ -11,12 +11,16 @@ from pyrogen.guides.amortized_normal import AmortizedNormal
 from pyrogen.guides.dequantization import UniformDequantization, VariationalDequantization
 from pyrogen.guides.empty import Empty
 from pyrogen.guides.flow_guide import FlowGuide
+from pyrogen.guides.mean_field import MeanField
+from pyrogen.guides.recognition import Recognition
 
 __all__ = [
     "AmortizedFlow",
     "AmortizedNormal",
     "Empty",
     "FlowGuide",
+    "MeanField",
+    "Recognition",
     "UniformDequantization",
     "VariationalDequantization",
 ]

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from pyrogen.models.builders import ffjord, glow, iaf, maf, nice, nsf, real_nvp
 from pyrogen.models.conditional_flow import ConditionalFlow
+from pyrogen.models.deep_belief_network import DeepBeliefNetwork
+from pyrogen.models.deep_boltzmann_machine import DeepBoltzmannMachine
 from pyrogen.models.energy_model import EnergyModel
 from pyrogen.models.flow import Flow, bits_per_dimension
 from pyrogen.models.integer_flow import IntegerFlow, LogisticMixtureBase
+from pyrogen.models.ising import Ising, Potts
 from pyrogen.models.joint_energy_model import JointEnergyModel
 from pyrogen.models.likelihoods import (
     LIKELIHOODS,
@@ -20,6 +23,7 @@ from pyrogen.models.likelihoods import (
     Likelihood,
     Normal,
 )
+from pyrogen.models.restricted_boltzmann_machine import RestrictedBoltzmannMachine
 from pyrogen.models.spherical_flow import SphericalFlow
 from pyrogen.models.vae import VAE
 
@@ -30,13 +34,18 @@ __all__ = [
     "Categorical",
     "ConditionalFlow",
     "ContinuousBernoulli",
+    "DeepBeliefNetwork",
+    "DeepBoltzmannMachine",
     "EnergyModel",
     "Flow",
     "IntegerFlow",
+    "Ising",
     "JointEnergyModel",
     "Likelihood",
     "LogisticMixtureBase",
     "Normal",
+    "Potts",
+    "RestrictedBoltzmannMachine",
     "SphericalFlow",
     "bits_per_dimension",
     "ffjord",

@@ -42,3 +42,27 @@ def assert_follows(samples, log_prob, dim=None, failure_rate=TEST_FAILURE_RATE):
     """
     p_value = auto_goodness_of_fit(samples.detach(), log_prob.detach().exp(), dim=dim)
     assert p_value > failure_rate, f"goodness of fit: p = {p_value:.3g} <= {failure_rate}"
+
+
+def assert_frequencies(states, table, probabilities, failure_rate=TEST_FAILURE_RATE):
+    """Asserts that independent ``states [n, *event]`` have the probabilities of a table's rows.
+
+    Pearson's test, with the rarest states pooled until at least 10 are expected.
+
+    Args:
+        states: ``[n, *event]``, each a row of the table.
+        table: ``[states, *event]``, all states.
+        probabilities: ``[states]``.
+    """
+    n, count = len(states), len(table)
+    same = (states.reshape(n, 1, -1) == table.reshape(1, count, -1)).all(-1)
+    assert (same.sum(1) == 1).all(), "a state that is not in the table"
+    observed, expected = same.double().sum(0), n * probabilities.double()
+    order = expected.argsort()
+    pool = order[: int((expected[order].cumsum(0) < 10).sum()) + 1]
+    kept = order[len(pool) :]
+    observed = torch.cat([observed[kept], observed[pool].sum().reshape(1)])
+    expected = torch.cat([expected[kept], expected[pool].sum().reshape(1)])
+    statistic = float(((observed - expected) ** 2 / expected).sum())
+    p_value = scipy.stats.chi2.sf(statistic, len(expected) - 1)
+    assert p_value > failure_rate, f"frequencies: p = {p_value:.3g} <= {failure_rate}"

@@ -10,11 +10,13 @@ what is measured.
 
 from __future__ import annotations
 
+from pyrogen.diagnostics.annealed import AnnealedEstimate, ais
 from pyrogen.diagnostics.bias import LangevinBias, SiteBias, langevin_bias
 from pyrogen.diagnostics.bounds import iwae_bound
 from pyrogen.diagnostics.calibration import Calibration, calibration
 from pyrogen.diagnostics.convergence import nested_rhat
 from pyrogen.diagnostics.latent import latent_report
+from pyrogen.diagnostics.likelihood import LogLikelihood, log_likelihood
 from pyrogen.diagnostics.mcmc import from_mcmc
 from pyrogen.diagnostics.novelty import Novelty, out_of_distribution
 from pyrogen.diagnostics.plots import (
@@ -29,20 +31,24 @@ from pyrogen.diagnostics.report import LatentReport, LatentSite, PosteriorCollap
 from pyrogen.diagnostics.svi import from_svi
 
 __all__ = [
+    "AnnealedEstimate",
     "Calibration",
     "LangevinBias",
     "LatentReport",
     "LatentSite",
+    "LogLikelihood",
     "Novelty",
     "ParetoDiagnostic",
     "PosteriorCollapseWarning",
     "SiteBias",
+    "ais",
     "calibration",
     "from_mcmc",
     "from_svi",
     "iwae_bound",
     "langevin_bias",
     "latent_report",
+    "log_likelihood",
     "nested_rhat",
     "out_of_distribution",
     "plot_history",

@@ -6,19 +6,40 @@ from pyrogen.distributions.continuous_bernoulli import ContinuousBernoulli
 from pyrogen.distributions.discretized_logistic import DiscretizedLogisticMixture
 from pyrogen.distributions.energy import EnergyBased, unnormalized
 from pyrogen.distributions.flow import FlowDistribution
+from pyrogen.distributions.harmonium import Harmonium
+from pyrogen.distributions.joint_units import JointUnits
+from pyrogen.distributions.markov_field import InteractionGraph, MarkovField
 from pyrogen.distributions.quantized import Quantized
 from pyrogen.distributions.sphere import UniformSphere
+from pyrogen.distributions.spin import Spin
 from pyrogen.distributions.toys import Checkerboard, EightGaussians, TwoMoons
+from pyrogen.distributions.units import (
+    BernoulliUnits,
+    CategoricalUnits,
+    GaussianUnits,
+    SpinUnits,
+    Units,
+)
 
 __all__ = [
+    "BernoulliUnits",
+    "CategoricalUnits",
     "Checkerboard",
     "ContinuousBernoulli",
     "DiscretizedLogisticMixture",
     "EightGaussians",
     "EnergyBased",
     "FlowDistribution",
+    "GaussianUnits",
+    "Harmonium",
+    "InteractionGraph",
+    "JointUnits",
+    "MarkovField",
     "Quantized",
+    "Spin",
+    "SpinUnits",
     "TwoMoons",
     "UniformSphere",
+    "Units",
     "unnormalized",
 ]

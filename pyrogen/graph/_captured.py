@@ -237,11 +237,12 @@ def _graph(recording: _Recording, surroundings: Surroundings, compile: bool) -> 
             "compute it inside the program or pass it as an argument"
         )
     example = [*captured, *(x.detach() for x in recording.inputs)]
+    attributes = surroundings.attributes()  # before the compiler runs modules of its own
     return Graph(
         module=module,
         run=_compiled(module, example) if compile else module,
         captured=surroundings.sources(captured),
-        attributes=surroundings.attributes(),
+        attributes=attributes,
         targets=tuple(places[id(target)] for target in recording.targets),
         structure=recording.structure,
     )

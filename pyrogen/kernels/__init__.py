@@ -5,6 +5,8 @@ from __future__ import annotations
 from pyrogen.kernels._kernel import Kernel
 from pyrogen.kernels._schedule import PolynomialDecay
 from pyrogen.kernels._tuning import Info, Tuning
+from pyrogen.kernels.block_gibbs import BlockGibbs
+from pyrogen.kernels.gibbs import Gibbs
 from pyrogen.kernels.hmc import HMC
 from pyrogen.kernels.langevin import Langevin
 from pyrogen.kernels.mala import MALA
@@ -23,6 +25,8 @@ __all__ = [
     "NUTS",
     "SGHMC",
     "SGLD",
+    "BlockGibbs",
+    "Gibbs",
     "Info",
     "Kernel",
     "Langevin",
