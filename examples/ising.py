@@ -31,7 +31,7 @@ COUPLINGS = (0.3, 0.38, 0.42, CRITICAL, 0.46, 0.5, 0.6)
 
 
 def lattices(model: Ising, kernel: kernels.Gibbs, coupling: float, sweeps: int) -> Tensor:
-    """States ``[draws, sites]`` of chains that start with all spins up: walls would be slow to go."""
+    """States ``[draws, sites]`` of chains that start with all spins up: walls are slow to go."""
     torch.nn.init.constant_(model.coupling, coupling)
     start = torch.ones(50, 1, model.event_shape[0])
     mcmc = kernels.MCMC(
