@@ -34,8 +34,8 @@ class EnergyModel(PyroModule):
     Args:
         energy: a module ``[n, *event_shape] -> [n]`` (or ``[n, 1]``), or a function.
         base: what the energy tilts: the shape of an event (``n`` means ``(n,)``), for a standard
-            normal; a distribution of batch shape ``[]``, which stays fixed; or a module that returns
-            one. ``ImproperUniform`` leaves the energy alone.
+            normal; a distribution of batch shape ``[]``, which stays fixed; or a module that
+            returns one. ``ImproperUniform`` leaves the energy alone.
         sampler: how ``model(None)`` draws, such as :class:`pyrogen.kernels.ShortRun`; it may be set
             later, as an attribute.
 
