@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 import torch
 from pyro.distributions import TorchDistribution
 from pyro.poutine.messenger import Messenger
-from torch import Size, Tensor
+from torch import Size, Tensor, nn
 from torch.distributions import biject_to, constraints
 
 from pyrogen.modes import constants_are_free, up_to_a_constant
@@ -102,6 +102,11 @@ class EnergyBased(TorchDistribution):
     def energy_at(self, value: Tensor) -> Tensor:
         """The energy ``E(x)``, of shape ``[*sample, *batch]``, of ``[*sample, *batch, *event]``."""
         split = value.dim() - len(self.event_shape)
+        if split < 0 or value.shape[split:] != self.event_shape:
+            raise ValueError(
+                f"value: expected events of shape {list(self.event_shape)}, got shape "
+                f"{list(value.shape)}"
+            )
         shape = value.shape[:split]
         inputs = [value.reshape((-1, *self.event_shape))]
         if self.context is not None:
@@ -138,7 +143,8 @@ class EnergyBased(TorchDistribution):
             )
         if self._validate_args:
             self._validate_sample(value)
-        return self.unnormalized_log_prob(value)
+        density = self.unnormalized_log_prob(value)
+        return density.expand(torch.broadcast_shapes(density.shape, self.batch_shape))
 
     def sample(self, sample_shape: Sequence[int] = Size()) -> Tensor:
         """Draws by the sampler, ``[*sample_shape, *batch, *event]``.
@@ -163,16 +169,18 @@ class EnergyBased(TorchDistribution):
         try:
             start: Tensor = self.base.expand(self.batch_shape).sample(Size(sample_shape))
         except NotImplementedError:
-            free = self.like.new_empty(self.shape(Size(sample_shape))).uniform_(-2, 2)
-            start = biject_to(self.support)(free)
+            transform = biject_to(self.support)
+            shape = transform.inverse_shape(self.shape(Size(sample_shape)))
+            start = transform(self.like.new_empty(shape).uniform_(-2, 2))
         return start
 
     @property
     def like(self) -> Tensor:
         """A tensor of the dtype and device of draws."""
-        parameters = (x for x in tensors(self.base) if x.is_floating_point())
-        known = parameters if self.context is None else (*parameters, self.context)
-        return next(iter(known), torch.empty(0))
+        known = [*tensors(self.base), *([] if self.context is None else [self.context])]
+        if isinstance(self.energy, nn.Module):
+            known += self.energy.parameters()
+        return next((x for x in known if x.is_floating_point()), torch.empty(0))
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> EnergyBased:
         """The same energy for a larger batch."""

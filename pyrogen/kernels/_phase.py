@@ -11,7 +11,7 @@ from pyrogen.kernels._kernel import Kernel
 from pyrogen.kernels._potential import Potential
 from pyrogen.kernels._target import Target
 
-__all__ = ["Phase", "initial_position", "moved"]
+__all__ = ["Phase", "initial_position", "moved", "points"]
 
 
 class Phase(NamedTuple):
@@ -47,6 +47,14 @@ def moved(kernel: Kernel, target: Target, position: Tensor, num_steps: int) -> P
         state, info = kernel.transition(run, state, tuning, iteration)
         diverged = diverged | info.diverging
     return Phase(state.position, diverged)
+
+
+def points(target: Target, fn: EnergyBased, position: Tensor) -> Tensor:
+    """The values ``[*, *batch, *event]`` at ``position [chains, size]``, where ``batch`` is that of
+    a conditional distribution, else none."""
+    ((name, shape),) = target.layout
+    batch = fn.batch_shape if fn.is_conditional else ()
+    return target.constrain({name: position.reshape((-1, *batch, *shape))})[name]
 
 
 class _Direct:

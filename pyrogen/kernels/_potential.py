@@ -23,6 +23,9 @@ class Potential(ABC):
 
     def value_and_grad(self, position: Tensor) -> tuple[Tensor, Tensor]:
         """The potential energy ``[chains]`` and its gradient ``[chains, size]``."""
+        if torch.is_inference_mode_enabled():  # where all gradients would be taken for zero
+            with torch.inference_mode(False):
+                return self.value_and_grad(position.clone())
         with torch.enable_grad():
             at = position.detach().requires_grad_()
             value = self.value(at)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,7 +63,11 @@ def structure_of(
         ValueError: if a latent site is neither continuous nor enumerable, if its support depends on
             other latent sites, if it stands in a plate that draws a minibatch, or if there is none.
     """
-    first, second = (_trace(model, args, kwargs) for _ in range(2))
+    first = _trace(model, args, kwargs)
+    draws = {name: node["value"] for name, node in first.nodes.items() if _is_plate(node)}
+    minibatches = {name: partial(torch.clone, value) for name, value in draws.items()}
+    with _Substitution({}, minibatches):  # the same data at other latent values
+        second = _trace(model, args, kwargs)
     sites: list[Site] = []
     enumerated: list[str] = []
     subsampled: dict[str, Minibatch] = {}
@@ -84,8 +89,7 @@ def structure_of(
             + "; a latent site is a pyro.sample statement without obs="
         )
     _refuse_minibatches_of_latents(first, subsampled, enumerated)
-    if not subsampled:
-        _refuse_moving_constants(first, second)
+    _refuse_moving_constants(first, second)
     sites.sort(key=lambda site: site.name)
     return Structure(tuple(sites), tuple(enumerated), subsampled, _plate_nesting(first))
 
@@ -175,6 +179,10 @@ class _Substitution(Messenger):
         value = transform(unconstrained)
         self.log_det = self.log_det + transform.log_abs_det_jacobian(unconstrained, value).sum()
         msg["value"], msg["done"] = value, True
+
+
+def _is_plate(node: Mapping[str, Any]) -> bool:
+    return isinstance(node.get("fn"), _Subsample) and not node["is_observed"]
 
 
 def _trace(model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

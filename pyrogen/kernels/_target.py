@@ -149,10 +149,20 @@ class Target:
         Args:
             name: of the site.
             fn: the distribution.
+
+        Raises:
+            ValueError: if it is not continuous.
         """
         fn = fn if fn.is_conditional else fn.unexpanded()
-        transform, like = biject_to(fn.support), fn.like
-        shape = transform.inverse_shape(fn.event_shape)
+        try:
+            transform = biject_to(fn.support)
+        except NotImplementedError as error:
+            raise ValueError(
+                f"site {name!r}: expected a support with a bijection from the reals, got "
+                f"{fn.support}, where this kernel cannot move"
+            ) from error
+        like = fn.like
+        shape = transform.inverse_shape(fn.shape())[len(fn.batch_shape) :]
         return cls(
             layout=((name, tuple(shape)),),
             make_potential=_DistributionPotential(fn, transform),
@@ -284,11 +294,10 @@ class _DistributionPotential:
         ((_, shape),) = layout
 
         def of_all_chains(position: Tensor) -> Tensor:
-            free = position.reshape((-1, *shape))
+            free = position.reshape((-1, *self._fn.batch_shape, *shape))
             value = self._transform(free)
             log_det = self._transform.log_abs_det_jacobian(free, value)
-            batches = value.reshape((-1, *self._fn.batch_shape, *self._fn.event_shape))
-            density = self._fn.unnormalized_log_prob(batches)
+            density = self._fn.unnormalized_log_prob(value)
             energy: Tensor = -(density.flatten() + log_det.reshape(len(position), -1).sum(-1))
             return energy
 

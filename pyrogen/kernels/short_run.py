@@ -24,7 +24,7 @@ from torch import Size, Tensor
 from pyrogen.distributions import EnergyBased
 from pyrogen.kernels._kernel import Kernel
 from pyrogen.kernels._options import whole
-from pyrogen.kernels._phase import initial_position, moved
+from pyrogen.kernels._phase import initial_position, moved, points
 
 __all__ = ["ShortRun"]
 
@@ -67,5 +67,4 @@ class ShortRun:
             target = self.kernel.target_of("x", fn)
             start = initial_position(target, fn, shape.numel())
             position, _ = moved(self.kernel, target, start, self.num_steps)
-        value = target.constrain(target.unflatten(position))["x"]
-        return value.reshape((*shape, *fn.event_shape))
+        return points(target, fn, position).reshape((*shape, *fn.event_shape))

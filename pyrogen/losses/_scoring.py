@@ -6,13 +6,14 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.infer import ELBO, Trace_ELBO
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
 from torch import Size, Tensor
 from torch.distributions import constraints
 
@@ -20,7 +21,7 @@ from pyrogen.checks import nonfinite_site
 from pyrogen.distributions import EnergyBased
 from pyrogen.errors import NonFiniteError
 
-__all__ = ["ScoringELBO", "expanded", "visit"]
+__all__ = ["ScoringELBO", "Visited", "expanded", "visit"]
 
 Score = Callable[[Tensor], Tensor]
 
@@ -47,6 +48,9 @@ class ScoringELBO(ELBO):
     kind: ClassVar[type[TorchDistribution]] = EnergyBased
     progress: ClassVar[tuple[str, ...]] = ("steps",)
     """Attributes that change from step to step, and are no options."""
+
+    suspects: ClassVar[str] = "their sum"
+    """What is not finite in a loss that is not, when no site is to blame."""
 
     def __init__(self, elbo: ELBO | None = None) -> None:
         self.elbo: Any = Trace_ELBO() if elbo is None else elbo
@@ -117,7 +121,7 @@ class ScoringELBO(ELBO):
         """
         if isinstance(result, float) and not math.isfinite(result):
             site = nonfinite_site(model, guide, args, kwargs)
-            where = f"site {site!r}" if site else "no single site (their sum)"
+            where = f"site {site!r}" if site else f"no single site ({self.suspects})"
             raise NonFiniteError(
                 f"step {self.steps}: the loss is {result}; not finite at {where}. Look at the data "
                 "of that site, lower the learning rate, or bound its energy",
@@ -137,22 +141,40 @@ def expanded(fn: Any, value: Tensor) -> Tensor:
     return value.expand((*batch, *fn.event_shape))
 
 
+class Visited(NamedTuple):
+    """A site of a run: its name, its distribution, its value, and whether the run drew numbers on
+    which the distribution may depend."""
+
+    name: str
+    fn: Any
+    value: Tensor
+    by_chance: bool
+
+
 def visit(
-    visitor: Callable[[str, Any, Tensor], None],
     kind: type[TorchDistribution],
     model: Callable[..., Any],
     guide: Callable[..., Any],
     args: Any,
     kwargs: Any,
-) -> None:
-    """Runs guide and model once, and shows each site of one kind: name, distribution, value."""
+) -> list[Visited]:
+    """Runs guide and model once, and returns each site of one kind."""
     scoring = _Scoring(kind, lambda name, fn, value: value)
     with poutine.block():
         guided = poutine.trace(guide).get_trace(*args, **kwargs)
         traced = poutine.trace(poutine.replay(scoring(model), trace=guided))
         nodes: Any = traced.get_trace(*args, **kwargs).nodes
-    for name, fn in scoring.found.items():
-        visitor(name, fn, nodes[name]["value"])
+    by_chance = any(map(_is_drawn, [*guided.nodes.values(), *nodes.values()]))
+    return [
+        Visited(name, fn, nodes[name]["value"], by_chance) for name, fn in scoring.found.items()
+    ]
+
+
+def _is_drawn(node: Any) -> bool:
+    if node["type"] != "sample" or node["is_observed"]:
+        return False
+    fn = node["fn"]  # a plate that takes all of its elements draws nothing
+    return not isinstance(fn, _Subsample) or (fn.subsample_size or fn.size) < fn.size
 
 
 class _Scoring(Messenger):
@@ -169,7 +191,10 @@ class _Scoring(Messenger):
         fn, name, kind = msg["fn"], msg["name"], self._kind
         if isinstance(fn, kind):
             self.found[name] = fn
-            msg["fn"] = _Scored(fn, partial(self._score, name, fn))
+            score: Score = partial(self._score, name, fn)
+            if not msg["is_observed"]:
+                score = _Valued(fn, score)
+            msg["fn"] = _Scored(fn, score)
         elif _contains(fn, kind):
             raise ValueError(
                 f"site {name!r}: expected {kind.__name__} itself, got {type(fn).__name__} around "
@@ -186,6 +211,23 @@ def _contains(fn: Any, kind: type) -> bool:
     return False
 
 
+class _Valued:
+    """The surrogate of a latent site, with the value of its density up to a constant.
+
+    Score-function gradients and importance weights read the value at the guide's draw. What else a
+    surrogate holds there, such as chains that start at the draw, would bias them.
+    """
+
+    def __init__(self, fn: Any, score: Score) -> None:
+        self._fn, self._score = fn, score
+
+    def __call__(self, value: Tensor) -> Tensor:
+        score = self._score(value)
+        with torch.no_grad():
+            density: Tensor = self._fn.unnormalized_log_prob(value)
+        return score + (density - score.detach())
+
+
 class _Scored(TorchDistribution):
     """A distribution with a surrogate for its log-density."""
 
@@ -200,7 +242,8 @@ class _Scored(TorchDistribution):
         return self._fn.support
 
     def log_prob(self, value: Tensor) -> Tensor:
-        return self._score(value)
+        score = self._score(value)
+        return score.expand(torch.broadcast_shapes(score.shape, self.batch_shape))
 
     def sample(self, sample_shape: Sequence[int] = Size()) -> Tensor:
         return self._fn.sample(Size(sample_shape))  # type: ignore[no-any-return]

@@ -25,8 +25,6 @@ class StatefulELBO(ScoringELBO):
 
     Attributes:
         carried: what the next step starts from.
-        ahead: how many times :meth:`advance` is to be called before :meth:`step` where both are
-            graphs.
     """
 
     progress: ClassVar[tuple[str, ...]] = (*ScoringELBO.progress, "carried")
@@ -34,7 +32,11 @@ class StatefulELBO(ScoringELBO):
     def __init__(self, elbo: Any = None) -> None:
         super().__init__(elbo)
         self.carried: Carried = {}
-        self.ahead = 0
+
+    @property
+    def ahead(self) -> int:
+        """How many times :meth:`advance` is to be called before :meth:`step`."""
+        return 0
 
     @abstractmethod
     def start(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:

@@ -181,7 +181,8 @@ class Compiled(ELBO):
         numbers = tuple(float(part) for part in parts)
         if not all(map(math.isfinite, numbers)):
             site = nonfinite_site(pair.model, pair.guide, args, kwargs)
-            where = f"site {site!r}" if site else "no single site (their sum)"
+            suspects = getattr(self.elbo, "suspects", "their sum")
+            where = f"site {site!r}" if site else f"no single site ({suspects})"
             raise NonFiniteError(
                 f"step {self._steps}: the loss is {loss}; not finite at {where}. Look at the data "
                 "of that site, lower the learning rate, or bound its parameters",

@@ -32,7 +32,7 @@ from torch import Tensor
 from pyrogen.distributions import EnergyBased
 from pyrogen.kernels import Kernel
 from pyrogen.kernels._options import whole
-from pyrogen.kernels._phase import Phase, initial_position, moved
+from pyrogen.kernels._phase import Phase, initial_position, moved, points
 from pyrogen.kernels._target import Target
 from pyrogen.losses._scoring import visit
 from pyrogen.losses._stateful import Carried, StatefulELBO
@@ -101,6 +101,7 @@ class ContrastiveDivergence(StatefulELBO):
     """
 
     progress = (*StatefulELBO.progress, "_warned")
+    suspects = "their sum, or all chains of a site diverged"
 
     def __init__(
         self,
@@ -132,7 +133,6 @@ class ContrastiveDivergence(StatefulELBO):
         self.sampler = sampler
         self._check_options()
         self._warned = 0
-        self.ahead = max(0, math.ceil(self.num_steps / _STEPS_PER_GRAPH) - 1)
 
     def _check_options(self) -> None:
         given = {
@@ -155,6 +155,11 @@ class ContrastiveDivergence(StatefulELBO):
             )
 
     @property
+    def ahead(self) -> int:
+        """A long chain takes all but its last steps in graphs of their own."""
+        return max(0, math.ceil(self.num_steps / _STEPS_PER_GRAPH) - 1)
+
+    @property
     def num_restarts(self) -> int:
         """How many chains diverged so far, and were started anew."""
         counts = [value for name, value in self.carried.items() if name.endswith(_RESTARTS)]
@@ -167,16 +172,13 @@ class ContrastiveDivergence(StatefulELBO):
         if self.carried:
             return
         made: Carried = {}
-
-        def place(name: str, fn: EnergyBased, value: Tensor) -> None:
-            made[name + _RESTARTS] = torch.zeros((), dtype=torch.long, device=value.device)
-            if self.persistent or self.buffer_size is not None:
-                self._refuse_context(name, fn)
-                size = self.buffer_size or self._count(fn)
-                made[name] = initial_position(self.kernel.target_of(name, fn), fn, size)
-
         with torch.no_grad():
-            visit(place, self.kind, model, guide, args, kwargs)
+            for name, fn, value, _ in visit(self.kind, model, guide, args, kwargs):
+                made[name + _RESTARTS] = torch.zeros((), dtype=torch.long, device=value.device)
+                self._refuse_options(name, fn)
+                if self.persistent or self.buffer_size is not None:
+                    size = self.buffer_size or self._count(fn)
+                    made[name] = initial_position(self.kernel.target_of(name, fn), fn, size)
         self.carried = made
 
     def advance(
@@ -184,24 +186,23 @@ class ContrastiveDivergence(StatefulELBO):
     ) -> Carried:
         """Some of the steps of the chains."""
         following = dict(carried)
-
-        def move(name: str, fn: EnergyBased, value: Tensor) -> None:
-            target = self.kernel.target_of(name, fn)
-            phase = self._moved(following, target, name, fn, value, _STEPS_PER_GRAPH)
-            following[name + _ACTIVE], following[name + _DIVERGED] = phase
-
         with torch.no_grad():
-            visit(move, self.kind, model, guide, args, kwargs)
+            for name, fn, value, by_chance in visit(self.kind, model, guide, args, kwargs):
+                if fn.is_conditional and by_chance:
+                    continue  # the step's own run will be in another context
+                target = self.kernel.target_of(name, fn)
+                phase = self._moved(following, target, name, fn, value, _STEPS_PER_GRAPH)
+                following[name + _ACTIVE], following[name + _DIVERGED] = phase
         return following
 
     def carry(self, carried: Mapping[str, Tensor]) -> None:
         """Takes over what a step returned, and says if chains diverged."""
         super().carry(carried)
-        if self.kernel.can_diverge and (total := self.num_restarts) > self._warned:
+        if self.kernel.can_diverge and (total := self.num_restarts) > 2 * self._warned:
             warnings.warn(
-                f"{total - self._warned} chains diverged and start anew ({total} so far): expected "
-                "a smaller step size, or an energy that grows outwards (energy_penalty, or a base "
-                "that does)",
+                f"{total - self._warned} chains diverged and start anew ({total} so far; the next "
+                "warning is at twice as many): expected a smaller step size, or an energy that "
+                "grows outwards (energy_penalty, or a base that does)",
                 RuntimeWarning,
                 stacklevel=4,
             )
@@ -211,10 +212,10 @@ class ContrastiveDivergence(StatefulELBO):
         """The contrast of data and negatives."""
         target = self.kernel.target_of(name, fn)
         with torch.no_grad():
-            steps = self.num_steps - self.ahead * _STEPS_PER_GRAPH
-            phase = self._moved(carried, target, name, fn, value, steps)
+            gone = self.ahead * _STEPS_PER_GRAPH if name + _ACTIVE in carried else 0
+            phase = self._moved(carried, target, name, fn, value, self.num_steps - gone)
             self._keep(carried, target, name, fn, phase)
-            negatives = target.constrain(target.unflatten(phase.position))[name]
+            negatives = points(target, fn, phase.position)
         density = self._density(fn, value, 1.0)
         if fn.is_conditional:
             return density - self._own_mean(fn, value, negatives, phase.diverged)
@@ -222,6 +223,7 @@ class ContrastiveDivergence(StatefulELBO):
 
     def _mean(self, fn: EnergyBased, negatives: Tensor, diverged: Tensor) -> Tensor:
         """Over the chains that did not diverge."""
+        fn = fn.unexpanded()
         if not self.kernel.can_diverge:
             return self._density(fn, negatives, -1.0).mean()
         # Others stand in a sound place, since what is not finite has no gradient, not even times 0.
@@ -234,16 +236,16 @@ class ContrastiveDivergence(StatefulELBO):
         self, fn: EnergyBased, value: Tensor, negatives: Tensor, diverged: Tensor
     ) -> Tensor:
         """Of each datum's chain, in the place of which, if it diverged, stands the datum."""
-        shape = (*fn.batch_shape, *fn.event_shape)
-        negatives = negatives.reshape(shape)
-        diverged = _like(diverged.reshape(fn.batch_shape), negatives)
-        negatives = torch.where(diverged, value.detach().expand(shape), negatives)
+        data = _whole(fn, value.detach())
+        diverged = _like(diverged.reshape(data.shape[: data.dim() - fn.event_dim]), data)
+        negatives = torch.where(diverged, data, negatives.reshape(data.shape))
         return self._density(fn, negatives, -1.0)
 
     def _density(self, fn: EnergyBased, value: Tensor, sign: float) -> Tensor:
         density = fn.unnormalized_log_prob(value)
         if self.energy_penalty > 0:
-            density = density - sign * self.energy_penalty * fn.energy_at(value).square()
+            energy = fn.energy_at(value.detach())  # what a guide draws is not penalised
+            density = density - sign * self.energy_penalty * energy.square()
         return density
 
     def _moved(
@@ -255,6 +257,7 @@ class ContrastiveDivergence(StatefulELBO):
         value: Tensor,
         num_steps: int,
     ) -> Phase:
+        self._refuse_others(carried, target, name)
         if name + _ACTIVE in carried:
             position, diverged = carried.pop(name + _ACTIVE), carried.pop(name + _DIVERGED)
         else:
@@ -268,15 +271,15 @@ class ContrastiveDivergence(StatefulELBO):
     ) -> Tensor:
         """Where chains start, ``[chains, size]``."""
         if self.sampler is not None:
-            return target.start(self.sampler(self._count(fn)))
-        if self.persistent:
+            position = target.start(self._sampled(self.sampler, fn))
+        elif self.persistent:
             position = carried[name]
         elif self.buffer_size is not None:
             places = torch.randperm(self.buffer_size, device=carried[name].device)
             carried[name + _PLACES] = places = places[: self._count(fn)]
             position = carried[name][places]
         else:
-            position = target.start(value.expand((*fn.batch_shape, *fn.event_shape)))
+            position = target.start(_whole(fn, value))
         if self.restart_prob > 0:
             anew = torch.rand_like(position[:, :1]) < self.restart_prob
             position = torch.where(anew, initial_position(target, fn, len(position)), position)
@@ -302,12 +305,44 @@ class ContrastiveDivergence(StatefulELBO):
         count = fn.batch_shape.numel() if self.num_chains is None else self.num_chains
         return count if self.buffer_size is None else min(count, self.buffer_size)
 
-    def _refuse_context(self, name: str, fn: EnergyBased) -> None:
-        if fn.is_conditional:
+    def _sampled(self, sampler: Callable[[int], Tensor], fn: EnergyBased) -> Tensor:
+        count = self._count(fn)
+        value = sampler(count)
+        if value.shape != (count, *fn.event_shape):
+            raise ValueError(
+                f"sampler: expected {count} points, shape {[count, *fn.event_shape]}, got "
+                f"{list(value.shape)}"
+            )
+        return value.reshape((*fn.batch_shape, *fn.event_shape)) if fn.is_conditional else value
+
+    def _refuse_others(self, carried: Mapping[str, Tensor], target: Target, name: str) -> None:
+        """An objective carries the chains of one model."""
+        found = carried.get(name)
+        if name + _RESTARTS not in carried or (
+            found is not None and found.shape[-1] != target.size
+        ):
+            raise ValueError(
+                f"site {name!r}: expected the sites that the objective met at its first step, got "
+                "another; give each model a ContrastiveDivergence of its own"
+            )
+
+    def _refuse_options(self, name: str, fn: EnergyBased) -> None:
+        if fn.is_conditional and self.num_chains is not None and self.sampler is not None:
+            raise ValueError(
+                f"site {name!r}: expected no num_chains, because its energy has a context, and so "
+                f"each datum a chain of its own; got {self.num_chains}"
+            )
+        if fn.is_conditional and (self.persistent or self.buffer_size is not None):
             raise ValueError(
                 f"site {name!r}: expected chains that start at the data, because its energy has a "
                 "context, which differs from batch to batch; got persistent=True or a buffer_size"
             )
+
+
+def _whole(fn: EnergyBased, value: Tensor) -> Tensor:
+    """The value with all batch dimensions, its own and those of the distribution."""
+    batch = value.shape[: value.dim() - fn.event_dim]
+    return value.expand((*torch.broadcast_shapes(batch, fn.batch_shape), *fn.event_shape))
 
 
 def _like(flags: Tensor, value: Tensor) -> Tensor:

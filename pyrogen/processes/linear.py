@@ -20,14 +20,32 @@ References:
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyrogen.processes.process import Process, beside
+from pyrogen.processes.process import Process, as_time, beside
 
 __all__ = ["LinearProcess"]
+
+_OF_TIME = (
+    "mean_scale", "mean_scale_rate", "variance", "variance_rate", "time_of", "std", "log_snr",
+    "drift_scale", "diffusion",
+)  # fmt: skip
+
+
+def _of_time(function: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Any], Tensor]:
+    """The method for numbers too."""
+
+    @functools.wraps(function)
+    def method(self: Any, t: Any) -> Tensor:
+        return function(self, as_time(t))
+
+    return method
 
 
 class LinearProcess(Process, ABC):
@@ -42,6 +60,13 @@ class LinearProcess(Process, ABC):
 
     def __init__(self) -> None:
         """Nothing is passed on: drift and diffusion are methods here."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Functions of time that a subclass defines take numbers as well as tensors."""
+        super().__init_subclass__(**kwargs)
+        for name in _OF_TIME:
+            if name in cls.__dict__:
+                setattr(cls, name, _of_time(cls.__dict__[name]))
 
     @abstractmethod
     def mean_scale(self, t: Tensor) -> Tensor:
@@ -63,26 +88,33 @@ class LinearProcess(Process, ABC):
     def time_of(self, log_snr: Tensor) -> Tensor:
         """The time at which :meth:`log_snr` has the given value."""
 
+    @_of_time
     def std(self, t: Tensor) -> Tensor:
         """``sigma(t)``: the standard deviation given the beginning."""
         return self.variance(t).sqrt()
 
+    @_of_time
     def log_snr(self, t: Tensor) -> Tensor:
         """``log(alpha^2 / sigma^2)``, in nats."""
         return 2 * self.mean_scale(t).log() - self.variance(t).log()
 
+    @_of_time
     def drift_scale(self, t: Tensor) -> Tensor:
         """``f(t)``, the drift of a unit state."""
         return self.mean_scale_rate(t) / self.mean_scale(t)
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         """The drift ``f(t) x``."""
-        return beside(self.drift_scale(torch.as_tensor(t)), x) * x
+        return beside(self.drift_scale(as_time(t, x)), x) * x
 
+    @_of_time
     def diffusion(self, t: Tensor) -> Tensor:
         """The diffusion ``g(t)``."""
         squared = self.variance_rate(t) - 2 * self.drift_scale(t) * self.variance(t)
         return squared.clamp(min=0).sqrt()
+
+    def _given_diffusion(self) -> Callable[[Tensor], Tensor]:
+        return self.diffusion
 
     def marginal(self, x0: Tensor, t: Tensor) -> torch.distributions.Normal:
         """The law of ``x_t`` given the beginning, elementwise.
@@ -91,6 +123,7 @@ class LinearProcess(Process, ABC):
             x0: ``[*batch, *event]``.
             t: when.
         """
+        t = as_time(t, x0)
         mean_scale, std = self.mean_scale(t), self.std(t)
         return _normal(beside(mean_scale, x0) * x0, std)
 
@@ -102,6 +135,7 @@ class LinearProcess(Process, ABC):
             start: the earlier time.
             end: the later time.
         """
+        start, end = as_time(start, x), as_time(end, x)
         ratio = self.mean_scale(end) / self.mean_scale(start)
         return _normal(beside(ratio, x) * x, self._variance_between(start, end).sqrt())
 
@@ -116,6 +150,7 @@ class LinearProcess(Process, ABC):
             between: a time before ``t``.
             t: the later time.
         """
+        between, t = as_time(between, x), as_time(t, x)
         ratio = self.mean_scale(t) / self.mean_scale(between)
         # By precisions: sigma_s^2 sigma_{t|s}^2 / sigma_t^2.
         share = self._variance_between(between, t) / self.variance(t)
@@ -133,6 +168,7 @@ class LinearProcess(Process, ABC):
             between: a time before ``t``.
             t: the later time.
         """
+        between, t = as_time(between, error), as_time(t, error)
         change = self.log_snr(between).exp() - self.log_snr(t).exp()
         return 0.5 * beside(change, error) * error.square()
 

@@ -20,13 +20,29 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Process", "beside"]
+__all__ = ["Process", "as_time", "beside"]
 
 Field = Callable[[Tensor, Tensor], Tensor]
+
+
+def as_time(t: Any, x: Tensor | None = None) -> Tensor:
+    """Times as a tensor of floating-point numbers.
+
+    Args:
+        t: a tensor or a number.
+        x: states, whose dtype and device plain numbers take; by default torch's own.
+    """
+    if isinstance(t, Tensor) and t.is_floating_point():
+        return t
+    dtype = torch.get_default_dtype() if x is None else x.dtype
+    if isinstance(t, Tensor) or x is None:
+        return torch.as_tensor(t, dtype=dtype)
+    return torch.as_tensor(t, dtype=dtype, device=x.device)
 
 
 def beside(t: Tensor | float, x: Tensor) -> Tensor:
@@ -80,18 +96,34 @@ class Process:
                 f"drift: expected a function of (x, t), got {type(drift).__name__}; a constant "
                 "drift c is lambda x, t: c.expand_as(x)"
             )
+        if not (callable(diffusion) or isinstance(diffusion, (int, float, Tensor))):
+            raise TypeError(
+                "diffusion: expected a number, a tensor or a function of t, got "
+                f"{type(diffusion).__name__}"
+            )
         self._drift = drift
         self._diffusion = diffusion
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         """The drift ``f(x, t)``, of the shape of ``x``."""
-        return self._drift(x, t)
+        return self._drift(x, as_time(t, x))
 
     def diffusion(self, t: Tensor) -> Tensor:
         """The diffusion ``g(t)``: ``[*batch]``, or a tensor that broadcasts against an event."""
+        t = as_time(t)
         if callable(self._diffusion):
             return self._diffusion(t)
         return torch.as_tensor(self._diffusion, dtype=t.dtype, device=t.device)
+
+    def diffusion_at(self, x: Tensor, t: Tensor) -> Tensor:
+        """The diffusion in a shape that broadcasts against states ``x [*batch, *event]``."""
+        given = self._given_diffusion()
+        if callable(given):
+            return beside(given(as_time(t, x)), x)
+        return torch.as_tensor(given, dtype=x.dtype, device=x.device)
+
+    def _given_diffusion(self) -> float | Tensor | Callable[[Tensor], Tensor]:
+        return self._diffusion
 
     def reverse(self, score: Field) -> Process:
         """The process that runs backwards through the same laws, to be integrated with ``dt < 0``.
@@ -101,9 +133,9 @@ class Process:
         """
 
         def drift(x: Tensor, t: Tensor) -> Tensor:
-            return self.drift(x, t) - beside(self.diffusion(t), x).square() * score(x, t)
+            return self.drift(x, t) - self.diffusion_at(x, t).square() * score(x, t)
 
-        return Process(drift, self.diffusion)
+        return Process(drift, self._given_diffusion())
 
     def probability_flow(self, score: Field) -> Field:
         """The velocity ``(x, t) -> dx/dt`` of the ordinary differential equation with the same
@@ -114,6 +146,7 @@ class Process:
         """
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:
-            return self.drift(x, t) - 0.5 * beside(self.diffusion(t), x).square() * score(x, t)
+            t = as_time(t, x)
+            return self.drift(x, t) - 0.5 * self.diffusion_at(x, t).square() * score(x, t)
 
         return velocity

@@ -55,3 +55,6 @@ class Rectified(LinearProcess):
     def time_of(self, log_snr: Tensor) -> Tensor:
         """The time at which the log-SNR has the given value."""
         return (-0.5 * log_snr).sigmoid()
+
+    def _variance_between(self, start: Tensor, end: Tensor) -> Tensor:
+        return (end - start) * (start + end - 2 * start * end) / (1 - start).square()

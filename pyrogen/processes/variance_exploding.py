@@ -72,3 +72,6 @@ class VarianceExploding(LinearProcess):
     def time_of(self, log_snr: Tensor) -> Tensor:
         """The time at which the log-SNR has the given value."""
         return (-0.5 * log_snr - math.log(self.sigma_min)) / self._growth
+
+    def _variance_between(self, start: Tensor, end: Tensor) -> Tensor:
+        return -self.variance(end) * torch.expm1(-2 * self._growth * (end - start))

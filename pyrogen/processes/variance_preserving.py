@@ -48,6 +48,10 @@ class _LinearRate(LinearProcess):
         """``B(t)``, the integral of ``beta``."""
         return t * (self.beta_min + 0.5 * t * (self.beta_max - self.beta_min))
 
+    def total_between(self, start: Tensor, end: Tensor) -> Tensor:
+        """The integral of ``beta`` from ``start`` to ``end``, without loss of digits."""
+        return (end - start) * self.rate(0.5 * (start + end))
+
     def mean_scale(self, t: Tensor) -> Tensor:
         """``exp(-B/2)``."""
         return (-0.5 * self.total(t)).exp()
@@ -94,6 +98,9 @@ class VariancePreserving(_LinearRate):
         """The time at which the log-SNR has the given value."""
         return self._time_of_total(softplus(-log_snr))
 
+    def _variance_between(self, start: Tensor, end: Tensor) -> Tensor:
+        return -torch.expm1(-self.total_between(start, end))
+
 
 class SubVariancePreserving(_LinearRate):
     """The process with the mean of :class:`VariancePreserving` and ``sigma = 1 - alpha^2``.
@@ -111,9 +118,13 @@ class SubVariancePreserving(_LinearRate):
         True
     """
 
+    def std(self, t: Tensor) -> Tensor:
+        """``1 - exp(-B)``."""
+        return -torch.expm1(-self.total(t))
+
     def variance(self, t: Tensor) -> Tensor:
         """``(1 - exp(-B))^2``."""
-        return torch.expm1(-self.total(t)).square()
+        return self.std(t).square()
 
     def variance_rate(self, t: Tensor) -> Tensor:
         """``2 beta exp(-B) (1 - exp(-B))``."""
@@ -130,6 +141,11 @@ class SubVariancePreserving(_LinearRate):
         ratio = (0.5 * log_snr).exp()
         mean_scale = 2 * ratio / (1 + (1 + 4 * ratio.square()).sqrt())
         return self._time_of_total(-2 * mean_scale.log())
+
+    def _variance_between(self, start: Tensor, end: Tensor) -> Tensor:
+        # With q = exp(-(B_t - B_s)): sigma_t = (1 - q) + q sigma_s.
+        total, std = self.total_between(start, end), self.std(start)
+        return -torch.expm1(-total) * (-torch.expm1(-total) + (-total).exp() * std * (2 - std))
 
 
 class CosineVariancePreserving(LinearProcess):
@@ -187,3 +203,7 @@ class CosineVariancePreserving(LinearProcess):
     def time_of(self, log_snr: Tensor) -> Tensor:
         """The time at which the log-SNR has the given value."""
         return ((-0.5 * log_snr).exp().atan() - self._first) / self._speed
+
+    def _variance_between(self, start: Tensor, end: Tensor) -> Tensor:
+        turned, total = self._speed * (end - start), self.angle(start) + self.angle(end)
+        return turned.sin() * total.sin() / self.angle(start).cos().square()

@@ -322,11 +322,19 @@ class Loop:
         if carried:
             self.module.elbo.carry(carried)  # type: ignore[operator, union-attr]
 
-    def _gather(self, value: Tensor) -> Tensor:
-        """The tensors of all processes, stacked."""
-        rows = value.new_zeros(self.fabric.world_size, *value.shape)
-        rows[self.fabric.global_rank] = value
-        return rows if self.fabric.world_size == 1 else self._reduce(rows).cpu()
+    def _gather(self, value: Tensor) -> list[Tensor]:
+        """The tensors of all processes, of which the lengths may differ."""
+        world, rank = self.fabric.world_size, self.fabric.global_rank
+        if world == 1:
+            return [value.clone()]
+        sizes = torch.zeros(world, dtype=torch.long, device=value.device)
+        sizes[rank] = value.numel()
+        counts = self._reduce(sizes).tolist()
+        rows = value.new_zeros(world, max(counts))
+        rows[rank, : value.numel()] = value.flatten()
+        shape = (-1, *value.shape[1:]) if value.dim() > 0 else ()
+        parts = zip(self._reduce(rows).cpu(), counts, strict=True)
+        return [row[:count].reshape(shape) for row, count in parts]
 
     def _reduce(self, value: Tensor) -> Tensor:
         """The sum over all processes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import warnings
 from collections.abc import Callable
@@ -12,13 +13,15 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+from pyro.distributions.testing.fakes import NonreparameterizedNormal
+from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from pyrogen import diagnostics, guides, kernels, models, training
 from pyrogen.distributions import EnergyBased, unnormalized
 from pyrogen.errors import NonFiniteError
 from pyrogen.losses import Compiled, ContrastiveDivergence
+from pyrogen.modes import up_to_a_constant
 
 BASE = dist.Normal(0.0, 1.0).expand([1]).to_event(1)
 
@@ -389,3 +392,168 @@ def test_bad_input() -> None:
 
     with pytest.raises(ValueError, match="expected EnergyBased itself, got Independent"):
         loss.loss(wrapped, lambda: None)
+
+
+@pytest.mark.parametrize("normal", [dist.Normal, NonreparameterizedNormal])
+def test_the_guide_of_a_latent_energy_does_not_see_the_chains(normal: Any) -> None:
+    """Chains that start at the guide's draws, in vectorised particles: the gradient of the ELBO in
+    the guide's location, for which the expectation is known."""
+    energy, data = Precision(), torch.randn(10, 1)
+    location = nn.Parameter(torch.tensor(0.7))
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", EnergyBased(energy, BASE))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.param("location", location)
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", normal(location.expand(len(x), 1), 0.5).to_event(1))
+
+    elbo = Trace_ELBO(num_particles=50, vectorize_particles=True, max_plate_nesting=1)
+    loss = ContrastiveDivergence(kernels.MALA(step_size=0.5), 8, elbo=elbo)
+    gradients = [gradient_of(loss, model, guide, location, data) for _ in range(40)]
+    assert_mean(gradients, -float((data - location - 2 * location).sum().detach()))
+
+
+@pytest.mark.parametrize("num_steps", [9, 23])
+def test_chains_stay_in_the_context_of_their_minibatch(num_steps: int) -> None:
+    """Contexts far from each other: a chain in that of another datum would be thousands off."""
+    means = 10.0 * torch.arange(20.0).unsqueeze(-1)
+    flat = dist.Normal(torch.zeros(1), 1000.0).to_event(1)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", 20, subsample_size=4, dim=-1) as index:
+            fn = EnergyBased(lambda x, c: 0.5 * (x - c).square().sum(-1), flat, means[index])
+            pyro.sample("x", fn, obs=x[index])
+
+    loss = ContrastiveDivergence(kernels.MALA(step_size=0.3), num_steps)
+    # 5 times a difference of sums of 4 halves of squared standard normals, each below 20
+    assert abs(loss.loss(model, lambda x: None, means + torch.randn(20, 1))) < 5 * 4 * 20
+
+
+def test_contexts_of_an_enumerated_site() -> None:
+    means = torch.tensor([-2.0, 2.0])
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            which = pyro.sample(
+                "which", dist.Categorical(torch.ones(2)), infer={"enumerate": "parallel"}
+            )
+            fn = EnergyBased(lambda x, c: -(c * x).sum(-1), BASE, means[which].unsqueeze(-1))
+            pyro.sample("x", fn, obs=x)
+
+    losses = []
+    for wrap in (lambda elbo: elbo, captured):
+        pyro.set_rng_seed(0)
+        elbo = TraceEnum_ELBO(max_plate_nesting=1)
+        loss = ContrastiveDivergence(kernels.MALA(step_size=0.3), 23, elbo=elbo)
+        losses.append(wrap(loss).loss(model, lambda x: None, torch.zeros(5, 1)))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_every_particle_has_the_whole_chain_and_options_may_change() -> None:
+    calls = []
+
+    def energy(x: Tensor) -> Tensor:
+        calls.append(len(x))
+        return x.square().sum(-1)
+
+    model = models.EnergyModel(energy, BASE)
+    for num_particles in (1, 2):
+        elbo = Trace_ELBO(num_particles=num_particles)
+        loss = ContrastiveDivergence(kernels.Langevin(step_size=0.1), 23, elbo=elbo)
+        for num_steps in (23, 5):
+            loss.num_steps = num_steps
+            loss.loss(model, guides.Empty(), DATA)
+            # each step, once where a piece begins, and the two terms of the contrast
+            pieces = {(1, 23): 3, (2, 23): 4}.get((num_particles, num_steps), num_particles)
+            assert len(calls) == num_particles * (num_steps + 2) + pieces
+            calls.clear()
+
+
+def test_what_an_objective_carries_belongs_to_one_model() -> None:
+    loss = ContrastiveDivergence(kernels.MALA(step_size=0.5), persistent=True)
+    loss.loss(models.EnergyModel(Precision(), BASE), guides.Empty(), DATA)
+    with pytest.raises(ValueError, match="give each model a ContrastiveDivergence of its own"):
+        loss.loss(models.EnergyModel(Precision(), 3), guides.Empty(), torch.zeros(2, 3))
+
+
+def test_warnings_of_divergence_become_rare() -> None:
+    model = models.EnergyModel(Cliff(), BASE)
+    loss = ContrastiveDivergence(
+        kernels.Langevin(step_size=0.3), num_steps=3, persistent=True, num_chains=64
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(40):
+            loss.loss_and_grads(model, guides.Empty(), DATA)
+    assert 1 <= len(caught) <= 1 + math.log2(loss.num_restarts)
+
+
+def test_short_runs_on_every_support() -> None:
+    sampler = kernels.ShortRun(kernels.MALA(step_size=0.1), 3)
+    low = torch.tensor([[0.0], [1.0], [2.0]])
+    own = EnergyBased(energy_of_squares, dist.Uniform(low, low + 1).to_event(1), sampler=sampler)
+    draws = own.sample((4,))
+    assert draws.shape == (4, 3, 1)
+    assert bool(((draws > low) & (draws < low + 1)).all())
+    simplex = dist.ImproperUniform(dist.constraints.simplex, (), (3,))
+    draws = EnergyBased(energy_of_squares, simplex, sampler=sampler).sample((4,))
+    torch.testing.assert_close(draws.sum(-1), torch.ones(4))
+    loss = ContrastiveDivergence(kernels.MALA(step_size=0.5))
+    binary = models.EnergyModel(energy_of_squares, dist.Bernoulli(torch.ones(3) / 2).to_event(1))
+    with pytest.raises(ValueError, match=r"(?s)site 'x'.*expected a support with a bijection"):
+        loss.loss(binary, guides.Empty(), torch.ones(5, 3))
+
+
+def test_short_runs_in_inference_mode_follow_the_gradient() -> None:
+    fn = EnergyBased(lambda x: 50 * x.square().sum(-1), BASE)
+    sampler = kernels.ShortRun(kernels.MALA(step_size=0.1), 100)
+    with torch.inference_mode():
+        variance = float(sampler(fn, (1000,)).var())
+    assert abs(variance * 101 - 1) < 5 * (2 / 1000) ** 0.5
+
+
+def energy_of_squares(x: Tensor) -> Tensor:
+    return x.square().sum(-1)
+
+
+def test_an_energy_alone_has_the_dtype_of_its_module() -> None:
+    improper = dist.ImproperUniform(dist.constraints.real_vector, (), (2,))
+    model = models.EnergyModel(nn.Linear(2, 1).double(), improper)
+    loss = ContrastiveDivergence(kernels.MALA(step_size=0.1), persistent=True)
+    loss.loss(model, guides.Empty(), torch.randn(5, 2, dtype=torch.float64))
+    assert loss.carried["x"].dtype == torch.float64
+
+
+def test_a_density_has_the_batch_shape_of_its_plates() -> None:
+    fn = EnergyBased(Precision(), BASE).expand([3, 10])
+    with up_to_a_constant():
+        assert fn.log_prob(torch.randn(10, 1)).shape == (3, 10)
+    with pytest.raises(ValueError, match=r"value: expected events of shape \[1\], got shape"):
+        fn.energy_at(torch.randn(10, 3))
+
+
+def test_an_energy_that_depends_on_latent_sites_is_refused_in_minibatches() -> None:
+    data = torch.randn(20, 1)
+
+    def model(moving: bool) -> None:
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("data", 20, subsample_size=5, dim=-1) as index:
+            factor = scale if moving else 1.0
+            energy = EnergyBased(lambda x: factor * x.square().sum(-1), BASE)
+            pyro.sample("x", energy, obs=data[index])
+
+    kernel = kernels.SGLD(model, step_size=0.01, compile=False)
+    with pytest.raises(ValueError, match="site 'x': expected an energy that is fixed"):
+        kernels.MCMC(kernel, 2, 2, disable_progbar=True).run(True)
+    kernels.MCMC(kernel, 2, 2, disable_progbar=True).run(False)
+
+
+def test_samplers_are_checked() -> None:
+    loss = ContrastiveDivergence(kernels.MALA(), sampler=torch.zeros)
+    model = models.EnergyModel(Precision(), BASE)
+    with pytest.raises(ValueError, match=r"(?s)sampler: expected 32 points, shape \[32, 1\]"):
+        loss.loss(model, guides.Empty(), DATA)

@@ -215,3 +215,55 @@ def test_bad_input() -> None:
         convert(Rectified(), torch.ones(1), torch.ones(1), torch.tensor(0.5), "epsilon", "data")
     with pytest.raises(ValueError, match="t: expected a shape that broadcasts"):
         Rectified().drift(torch.ones(2), torch.zeros(2, 1))
+
+
+@every_process
+def test_times_may_be_numbers(process: LinearProcess) -> None:
+    x, half = torch.randn(2, 3, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64)
+    for name in ("mean_scale", "mean_scale_rate", "variance", "variance_rate", "std", "log_snr"):
+        function = getattr(process, name)
+        torch.testing.assert_close(function(0.5), function(half.float()))
+        torch.testing.assert_close(function(torch.tensor(1)), function(torch.tensor(1.0)))
+    torch.testing.assert_close(process.marginal(x, 0.5).stddev, process.marginal(x, half).stddev)
+    torch.testing.assert_close(process.drift(x, 0.7), process.drift(x, torch.tensor(0.7).to(x)))
+    score = torch.neg
+    for number, time in ((0.5, half), (0.7, torch.tensor(0.7, dtype=torch.float64))):
+        back = process.reverse(lambda x, t: score(x))
+        torch.testing.assert_close(back.drift(x, number), back.drift(x, time))
+        flow = process.probability_flow(lambda x, t: score(x))
+        torch.testing.assert_close(flow(x, number), flow(x, time))
+
+
+@every_process
+@pytest.mark.parametrize("start", [0.0, 0.001, 0.5, 0.75])
+def test_short_transitions_keep_their_digits(process: LinearProcess, start: float) -> None:
+    s = torch.tensor(start)
+    for step in (1e-3, 1e-5):
+        t, one = s + step, torch.ones(1)
+        exact = process.transition(one.double(), s.double(), t.double()).stddev
+        found = process.transition(one, s, t).stddev.double()
+        # rounding of a handful of operations; the process of constant angular speed rounds angles
+        torch.testing.assert_close(found, exact, rtol=16 * torch.finfo(torch.float32).eps, atol=0.0)
+    assert float(process.transition(one, s, s).stddev) == 0.0
+
+
+def test_the_standard_deviation_of_sub_vp_has_a_slope_at_zero() -> None:
+    t = torch.zeros((), requires_grad=True)
+    SubVariancePreserving(0.1, 20.0).std(t).backward()
+    torch.testing.assert_close(t.grad, torch.tensor(0.1))
+
+
+@pytest.mark.parametrize("batch", [2, 5])
+def test_a_diffusion_of_each_coordinate_stands_beside_events(batch: int) -> None:
+    scales = torch.tensor([1.0, 2.0])
+    process = Process(lambda x, t: torch.zeros_like(x), scales)
+    x, t = torch.zeros(batch, 2), torch.tensor(0.5)
+    score = torch.ones_like
+    back = process.reverse(lambda x, t: score(x))
+    for _ in range(2):
+        torch.testing.assert_close(back.drift(x, t), -scales.square().expand(batch, 2))
+        back = back.reverse(lambda x, t: torch.zeros_like(x))
+    flow = process.probability_flow(lambda x, t: score(x))
+    torch.testing.assert_close(flow(x, t), -0.5 * scales.square().expand(batch, 2))
+    with pytest.raises(TypeError, match="diffusion: expected a number, a tensor or a function"):
+        Process(lambda x, t: x, "one")  # type: ignore[arg-type]

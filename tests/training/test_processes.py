@@ -47,3 +47,9 @@ def test_both_continue_bit_for_bit(ends):
     for parameters in (first["continued"], second["whole"], second["continued"]):
         pairs = zip(first["whole"], parameters, strict=True)
         assert [torch.equal(a, b) for a, b in pairs] == [True] * 5
+
+
+def test_both_keep_their_own_chains(ends):
+    """3 in one process and 2 in the other, with a checkpoint in between."""
+    assert [tuple(end["chains"].shape) for end in ends] == [(3, 3), (2, 3)]
+    assert all(torch.equal(end["chains"], end["chains continued"]) for end in ends)

@@ -13,6 +13,10 @@ import torch
 import torch.distributed
 from pyro.infer import Trace_ELBO
 
+from pyrogen.guides import Empty
+from pyrogen.kernels import MALA
+from pyrogen.losses import ContrastiveDivergence
+from pyrogen.models import EnergyModel
 from pyrogen.training import fit
 from tests.training.programs import (
     GlobalModel,
@@ -58,6 +62,18 @@ def noiseless(**options):
     return ends
 
 
+def chains(max_epochs, **options):
+    """Persistent chains, as many in each process as its first batch has data."""
+    pyro.set_rng_seed(6)
+    loss = ContrastiveDivergence(MALA(step_size=0.5), persistent=True)
+    model = EnergyModel(torch.nn.Linear(3, 1), 3)
+    fit(
+        model, Empty(), torch.randn(21, 3), loss=loss, max_epochs=max_epochs, batch_size=5,
+        devices=2, accelerator="cpu", progress=False, **options,
+    )  # fmt: skip
+    return loss.carried["x"]
+
+
 def main(directory):
     ends = noiseless(devices=2, accelerator="cpu")
     guide = NormalGuide()
@@ -72,6 +88,9 @@ def main(directory):
     continued = everything(directory / "run", devices=2, accelerator="cpu")
     for name, result in (("whole", whole), ("continued", continued)):
         ends[name] = [p.detach() for p in [*result.model.parameters(), *result.guide.parameters()]]
+    ends["chains"] = chains(4)
+    chains(2, checkpoint_dir=directory / "chains")
+    ends["chains continued"] = chains(4, checkpoint_dir=directory / "chains")
     torch.save(ends, directory / f"rank{torch.distributed.get_rank()}.pt")
     torch.distributed.destroy_process_group()
 
