@@ -193,7 +193,7 @@ class _Scoring(Messenger):
             self.found[name] = fn
             score: Score = partial(self._score, name, fn)
             if not msg["is_observed"]:
-                score = _Valued(fn, score)
+                score = _Latent(fn, score)
             msg["fn"] = _Scored(fn, score)
         elif _contains(fn, kind):
             raise ValueError(
@@ -211,21 +211,30 @@ def _contains(fn: Any, kind: type) -> bool:
     return False
 
 
-class _Valued:
-    """The surrogate of a latent site, with the value of its density up to a constant.
+class _Latent:
+    """The surrogate of a latent site: it trains the distribution at the guide's draw, which itself
+    is scored by the density up to its constant.
 
-    Score-function gradients and importance weights read the value at the guide's draw. What else a
-    surrogate holds there, such as chains that start at the draw, would bias them.
+    Score-function gradients and importance weights read the value, pathwise gradients the slope at
+    the draw. What else a surrogate holds there, such as chains that start at it, would bias them.
     """
 
     def __init__(self, fn: Any, score: Score) -> None:
         self._fn, self._score = fn, score
 
     def __call__(self, value: Tensor) -> Tensor:
-        score = self._score(value)
+        fixed = value.detach()
+        score = self._score(fixed)
         with torch.no_grad():
-            density: Tensor = self._fn.unnormalized_log_prob(value)
-        return score + (density - score.detach())
+            density: Tensor = self._fn.unnormalized_log_prob(fixed)
+        total = density + (score - score.detach())
+        if not value.requires_grad:
+            return total
+        with torch.no_grad():
+            slope = torch.func.grad(lambda x: self._fn.unnormalized_log_prob(x).sum())(fixed)
+        path = slope * (value - fixed)
+        dims = len(self._fn.event_shape)
+        return total + (path.flatten(-dims).sum(-1) if dims else path)
 
 
 class _Scored(TorchDistribution):

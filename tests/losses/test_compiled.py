@@ -429,7 +429,7 @@ def test_capturing_draws_no_random_numbers():
     before = torch.get_rng_state()
     Compiled(elbo, compile=False)(model, guide)
     compiled = Compiled(elbo, compile=False)
-    compiled._pair(model, guide).loss._capture(False, args, {})
+    compiled._pair(model, guide)._loss._capture(False, args, {})
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -65,7 +65,9 @@ def test_the_gradient_is_that_of_the_evidence():
     negatives = (1 + a) ** -0.5 * torch.randn(50, 500, 1).double()
     gradients = []
     for z in negatives:
-        loss = ContrastiveDivergence(MALA(step_size=0.4), num_steps=0, sampler=lambda _, z=z: z)
+        loss = ContrastiveDivergence(
+            MALA(step_size=0.4), num_steps=0, sampler=lambda _, z=z: z, num_chains=500
+        )
         model.zero_grad()
         loss.loss_and_grads(model, lambda data: chains(model, data), x)
         gradients.append(torch.stack([p.grad.clone() for p in model.parameters()]) / len(x))
@@ -77,7 +79,9 @@ def test_a_wrong_prior_is_noticed():
     a, b = 0.7, 1.3
     model, x = Tilted(a, b), 1.5 * torch.randn(2000, 1).double()
     z = torch.randn(20_000, 1).double()
-    loss = ContrastiveDivergence(MALA(step_size=0.4), num_steps=0, sampler=lambda _: z)
+    loss = ContrastiveDivergence(
+        MALA(step_size=0.4), num_steps=0, sampler=lambda _: z, num_chains=20_000
+    )
     loss.loss_and_grads(model, lambda data: chains(model, data), x)
     wrong = -next(iter(model.parameters())).grad / len(x)
     # E z² / 2 is off by (1 - 1 / (1 + a)) / 2 = 0.206.

@@ -213,21 +213,23 @@ def test_scalar_events_and_linear_energies():
     torch.testing.assert_close(slope.grad, torch.tensor(12.0))
 
 
-def test_a_latent_value_is_given_its_gradient():
-    """d/dz of -J(z) for J = a² z²/2 - a, where a guide proposes z."""
-    fn = EnergyBased(lambda z: z.square(), dist.ImproperUniform(dist.constraints.real, (), ()))
+def test_the_draws_of_a_guide_follow_the_density_and_the_energy_the_objective():
+    """d/dz of -log p(z) = a z², and d/da of J(z) = (2 a z)²/2 - 2 a, where a guide proposes z."""
+    flat = dist.ImproperUniform(dist.constraints.real, (), ())
     loc = torch.tensor(0.7, requires_grad=True)
+    curvature = torch.tensor(1.5, requires_grad=True)
 
     def model():
-        pyro.sample("z", fn)
+        pyro.sample("z", EnergyBased(lambda z: curvature * z.square(), flat))
 
     def guide():
         pyro.sample("z", dist.Delta(loc))
 
     loss = ScoreMatching("exact").differentiable_loss(model, guide)
     loss.backward()
-    torch.testing.assert_close(loss.detach(), torch.tensor(4 * 0.49 / 2 - 2))
-    torch.testing.assert_close(loc.grad, torch.tensor(4 * 0.7))
+    torch.testing.assert_close(loss.detach(), torch.tensor(1.5 * 0.49))
+    torch.testing.assert_close(loc.grad, torch.tensor(2 * 1.5 * 0.7))
+    torch.testing.assert_close(curvature.grad, torch.tensor(4 * 1.5 * 0.49 - 2))
 
 
 @pytest.mark.parametrize(
