@@ -227,12 +227,12 @@ class _Latent:
         score = self._score(fixed)
         with torch.no_grad():
             density: Tensor = self._fn.unnormalized_log_prob(fixed)
-        total = density + (score - score.detach())
+        total: Tensor = density + (score - score.detach())
         if not value.requires_grad:
             return total
         with torch.no_grad():
             slope = torch.func.grad(lambda x: self._fn.unnormalized_log_prob(x).sum())(fixed)
-        path = slope * (value - fixed)
+        path: Tensor = slope * (value - fixed)
         dims = len(self._fn.event_shape)
         return total + (path.flatten(-dims).sum(-1) if dims else path)
 
