@@ -283,8 +283,10 @@ def test_an_energy_of_the_wrong_shape():
 
 
 def test_one_of_model_potential_and_energy():
-    with pytest.raises(ValueError, match="exactly one of model, potential_fn and energy, got 0"):
-        MALA()
+    with pytest.raises(ValueError, match="one of model, potential_fn and energy, got 2"):
+        MALA(lambda: None, energy=GAUSSIAN.energy, event_shape=(2,))
+    with pytest.raises(ValueError, match="MALA: expected something to sample"):
+        sampler(kernel=MALA(compile=False))
     with pytest.raises(ValueError, match="energy and event_shape together"):
         MALA(energy=GAUSSIAN.energy)
     with pytest.raises(ValueError, match="expected initial_params with potential_fn"):

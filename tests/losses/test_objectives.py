@@ -31,13 +31,14 @@ def gradients(loss, model, data):
     return value, [p.grad.clone() for p in parameters]
 
 
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 @objectives
-def test_compiled_is_uncompiled(objective, program):
+def test_compiled_is_uncompiled(objective, program, compile):
     """On the same noise, in double precision, to the rounding of sums in another order."""
     (model, data), loss = program(), objective()
     model, data = model.double(), data.double()
     expected, expected_gradients = gradients(loss, model, data)
-    value, got = gradients(Compiled(loss), model, data)
+    value, got = gradients(Compiled(loss, compile=compile), model, data)
     assert value == pytest.approx(expected, rel=1e-8)
     for one, other in zip(got, expected_gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)

@@ -108,6 +108,7 @@ def test_initialize_sets_the_means():
     torch.testing.assert_close(rbm.units.mean(rbm.bias), data.mean(0))
 
 
+@pytest.mark.slow
 def test_bars_and_stripes():
     """Persistent chains find all 14 patterns of 3 x 3, evenly (entropy 2.63906 = log 14)."""
     rows = torch.cartesian_prod(*[torch.arange(2.0)] * 3)
