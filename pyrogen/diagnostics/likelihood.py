@@ -14,6 +14,7 @@ from pyrogen.diagnostics._sites import kind
 from pyrogen.diagnostics.annealed import AnnealedEstimate
 from pyrogen.diagnostics.bounds import iwae_bound
 from pyrogen.distributions import EnergyBased, unnormalized
+from pyrogen.distributions.energy import innermost
 
 __all__ = ["LogLikelihood", "log_likelihood"]
 
@@ -97,7 +98,7 @@ def _structure(model: Any, relative: Any, args: Any, kwargs: Any) -> tuple[list[
         density = float(trace.log_prob_sum())
     nodes: Any = trace.nodes
     sites = {name: node for name, node in nodes.items() if node["type"] == "sample"}
-    energies = [n for n, node in sites.items() if _is_energy(node["fn"])]
+    energies = [n for n, node in sites.items() if isinstance(innermost(node["fn"]), EnergyBased)]
     if len(energies) != 1:
         raise ValueError(f"expected a model with one energy-based site, got {energies}")
     frames = [frame for frame in sites[energies[0]]["cond_indep_stack"] if frame.name == "data"]
@@ -108,9 +109,3 @@ def _structure(model: Any, relative: Any, args: Any, kwargs: Any) -> tuple[list[
         )
     latent = [name for name in sites if kind(nodes[name]) == "latent"]
     return latent, density / frames[0].size
-
-
-def _is_energy(fn: Any) -> bool:
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return isinstance(fn, EnergyBased)

@@ -224,16 +224,15 @@ def unnormalized(model: Callable[..., Any]) -> Callable[..., Any]:
 
 class _UpToAConstant(Messenger):
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if _inner(msg["fn"]):
+        if isinstance(innermost(msg["fn"]), EnergyBased):
             msg["fn"] = _Unnormalized(msg["fn"])
 
 
-def _inner(fn: Any) -> bool:
-    while not isinstance(fn, EnergyBased):
-        if not hasattr(fn, "base_dist"):
-            return False
+def innermost(fn: Any) -> Any:
+    """The distribution inside masks, plates and event dimensions."""
+    while hasattr(fn, "base_dist"):
         fn = fn.base_dist
-    return True
+    return fn
 
 
 class _Unnormalized(TorchDistribution):

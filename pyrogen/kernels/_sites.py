@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributions import Transform, biject_to
 
 from pyrogen.distributions import EnergyBased
+from pyrogen.distributions.energy import innermost
 from pyrogen.kernels._minibatch import Minibatch
 from pyrogen.modes import up_to_a_constant
 
@@ -220,8 +221,8 @@ def _transform(name: str, fn: Any) -> Transform:
         raise ValueError(
             f"site {name!r}: expected a continuous distribution whose support has a bijection "
             f"from the reals (or a discrete one that can be enumerated), got "
-            f"{type(_base(fn)).__name__} with support {fn.support}; sum the site out by hand, or "
-            "use a continuous relaxation"
+            f"{type(innermost(fn)).__name__} with support {fn.support}; sum the site out by hand, "
+            "or use a continuous relaxation"
         ) from error
     return transform
 
@@ -248,10 +249,10 @@ def _refuse_moving_support(name: str, node: Mapping[str, Any], other: Any) -> No
 def _refuse_moving_constants(first: Any, second: Any) -> None:
     """An energy that depends on what is sampled has a constant that depends on it too."""
     for name, node in _samples(first):
-        fn = _base(node["fn"])
+        fn = innermost(node["fn"])
         if not isinstance(fn, EnergyBased) or name not in second.nodes:
             continue
-        value, other = node["value"], _base(second.nodes[name]["fn"])
+        value, other = node["value"], innermost(second.nodes[name]["fn"])
         if not torch.equal(fn.log_prob(value), other.log_prob(value)):
             raise ValueError(
                 f"site {name!r}: expected an energy that is fixed, got one that depends on other "
@@ -308,9 +309,3 @@ def _plate_nesting(trace: Any) -> int:
 
 def _samples(trace: Any) -> Iterator[tuple[str, Any]]:
     return ((name, node) for name, node in trace.nodes.items() if node["type"] == "sample")
-
-
-def _base(fn: Any) -> Any:
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return fn

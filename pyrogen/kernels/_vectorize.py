@@ -64,7 +64,7 @@ class _Vectorizable(TorchFunctionMode):
             return args[0].detach()
         if func is Tensor.__setitem__ and _is_mask_of(args[1], args[0]) and _is_number(args[2]):
             return args[0].masked_fill_(args[1], args[2])
-        if func is torch.linalg.solve_triangular and not (kwargs or {}).get("out"):
+        if func is torch.linalg.solve_triangular and (kwargs or {}).get("out") is None:
             return _solve_triangular(*args, **kwargs)
         return func(*args, **(kwargs or {}))
 

@@ -19,6 +19,7 @@ from torch.distributions import constraints
 
 from pyrogen.checks import nonfinite_site
 from pyrogen.distributions import EnergyBased
+from pyrogen.distributions.energy import innermost
 from pyrogen.errors import NonFiniteError
 
 __all__ = ["ScoringELBO", "Visited", "expanded", "visit"]
@@ -195,20 +196,12 @@ class _Scoring(Messenger):
             if not msg["is_observed"]:
                 score = _Latent(fn, score)
             msg["fn"] = _Scored(fn, score)
-        elif _contains(fn, kind):
+        elif isinstance(innermost(fn), kind):
             raise ValueError(
                 f"site {name!r}: expected {kind.__name__} itself, got {type(fn).__name__} around "
                 "it; give the base its event dimensions (base.to_event(...)) and mask the site "
                 "with poutine.mask"
             )
-
-
-def _contains(fn: Any, kind: type) -> bool:
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-        if isinstance(fn, kind):
-            return True
-    return False
 
 
 class _Latent:

@@ -34,7 +34,7 @@ from pyrogen.kernels import Kernel
 from pyrogen.kernels._options import whole
 from pyrogen.kernels._phase import Phase, initial_position, moved, points
 from pyrogen.kernels._target import Target
-from pyrogen.losses._scoring import visit
+from pyrogen.losses._scoring import expanded, visit
 from pyrogen.losses._stateful import Carried, StatefulELBO
 
 __all__ = ["ContrastiveDivergence"]
@@ -236,7 +236,7 @@ class ContrastiveDivergence(StatefulELBO):
         self, fn: EnergyBased, value: Tensor, negatives: Tensor, diverged: Tensor
     ) -> Tensor:
         """Of each datum's chain, in the place of which, if it diverged, stands the datum."""
-        data = _whole(fn, value.detach())
+        data = expanded(fn, value.detach())
         diverged = _like(diverged.reshape(data.shape[: data.dim() - fn.event_dim]), data)
         negatives = torch.where(diverged, data, negatives.reshape(data.shape))
         return self._density(fn, negatives, -1.0)
@@ -244,8 +244,7 @@ class ContrastiveDivergence(StatefulELBO):
     def _density(self, fn: EnergyBased, value: Tensor, sign: float) -> Tensor:
         density = fn.unnormalized_log_prob(value)
         if self.energy_penalty > 0:
-            energy = fn.energy_at(value.detach())  # what a guide draws is not penalised
-            density = density - sign * self.energy_penalty * energy.square()
+            density = density - sign * self.energy_penalty * fn.energy_at(value).square()
         return density
 
     def _moved(
@@ -279,7 +278,7 @@ class ContrastiveDivergence(StatefulELBO):
             carried[name + _PLACES] = places = places[: self._count(fn)]
             position = carried[name][places]
         else:
-            position = target.start(_whole(fn, value))
+            position = target.start(expanded(fn, value))
         if self.restart_prob > 0:
             anew = torch.rand_like(position[:, :1]) < self.restart_prob
             position = torch.where(anew, initial_position(target, fn, len(position)), position)
@@ -337,12 +336,6 @@ class ContrastiveDivergence(StatefulELBO):
                 f"site {name!r}: expected chains that start at the data, because its energy has a "
                 "context, which differs from batch to batch; got persistent=True or a buffer_size"
             )
-
-
-def _whole(fn: EnergyBased, value: Tensor) -> Tensor:
-    """The value with all batch dimensions, its own and those of the distribution."""
-    batch = value.shape[: value.dim() - fn.event_dim]
-    return value.expand((*torch.broadcast_shapes(batch, fn.batch_shape), *fn.event_shape))
 
 
 def _like(flags: Tensor, value: Tensor) -> Tensor:
