@@ -24,6 +24,7 @@ from pyrogen.models.likelihoods import (
     Normal,
 )
 from pyrogen.models.restricted_boltzmann_machine import RestrictedBoltzmannMachine
+from pyrogen.models.score_model import ScoreModel
 from pyrogen.models.spherical_flow import SphericalFlow
 from pyrogen.models.vae import VAE
 
@@ -46,6 +47,7 @@ __all__ = [
     "Normal",
     "Potts",
     "RestrictedBoltzmannMachine",
+    "ScoreModel",
     "SphericalFlow",
     "bits_per_dimension",
     "ffjord",

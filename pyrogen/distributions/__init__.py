@@ -10,6 +10,7 @@ from pyrogen.distributions.harmonium import Harmonium
 from pyrogen.distributions.joint_units import JointUnits
 from pyrogen.distributions.markov_field import InteractionGraph, MarkovField
 from pyrogen.distributions.quantized import Quantized
+from pyrogen.distributions.score_based import ScoreBased
 from pyrogen.distributions.sphere import UniformSphere
 from pyrogen.distributions.spin import Spin
 from pyrogen.distributions.toys import Checkerboard, EightGaussians, TwoMoons
@@ -36,6 +37,7 @@ __all__ = [
     "JointUnits",
     "MarkovField",
     "Quantized",
+    "ScoreBased",
     "Spin",
     "SpinUnits",
     "TwoMoons",
