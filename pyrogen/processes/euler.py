@@ -59,6 +59,15 @@ class Euler(Solver):
         """Whether a step uses its noise."""
         return self.eta > 0
 
+    def obstacle(self, process: LinearProcess, start: float) -> str | None:
+        """Says where the diffusion is infinite."""
+        if self.eta == 0 or bool(process.diffusion(start).isfinite()):  # type: ignore[arg-type]
+            return None
+        return (
+            f"expected a finite diffusion at time {start:g} for stochastic steps of Euler's, got "
+            f"that of {type(process).__name__}; begin at max_time=0.999, or take exponential steps"
+        )
+
     def step(
         self,
         process: LinearProcess,
@@ -70,12 +79,10 @@ class Euler(Solver):
         carry: Any,
     ) -> tuple[Tensor, Any]:
         """The state at ``s``; arguments as for :meth:`Solver.step`."""
-        data, eps = predict(x, t)
-        std = process.std(t)
-        of_noise = 0.5 * process.variance_rate(t) / std
+        now = predict(x, t)
+        drift = now.velocity(process, t)
         if self.eta > 0:
             g = self.eta * process.diffusion(t)
-            of_noise = of_noise + 0.5 * g.square() / std
+            drift = drift + beside(0.5 * g.square() / process.std(t), x) * now.noise
             x = x + beside(g * (t - s).sqrt(), x) * noise
-        drift = beside(process.mean_scale_rate(t), x) * data + beside(of_noise, x) * eps
         return x - beside(t - s, x) * drift, carry

@@ -170,6 +170,15 @@ class FrozenNoise(Solver):
         """Whether a step uses its noise."""
         return True
 
+    def obstacle(self, process: LinearProcess, start: float) -> str | None:
+        """Says where no signal is left."""
+        if bool(process.mean_scale(start) > 0):  # type: ignore[arg-type]
+            return None
+        return (
+            f"expected some signal at time {start:g} for steps that hold the noise, got none of "
+            f"{type(process).__name__}; begin at max_time=0.999, or hold the data (ancestral)"
+        )
+
     def step(
         self,
         process: LinearProcess,

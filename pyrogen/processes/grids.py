@@ -73,7 +73,7 @@ def time_grid(
     if not 0 <= min_time < max_time:
         raise ValueError(f"expected 0 <= min_time < max_time, got {min_time!r} and {max_time!r}")
     options: dict[str, Any] = {"dtype": dtype or torch.get_default_dtype(), "device": device}
-    ends = torch.tensor([max_time, min_time], **options)
+    ends = torch.linspace(max_time, min_time, 2, **options)
     share = torch.linspace(0, 1, num_times, **options)
     inner = GRIDS[kind](process, ends, share)[1:-1]
     return torch.cat([ends[:1], inner, ends[1:]])

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from pyrogen.processes.linear import LinearProcess
 from pyrogen.processes.parametrization import convert
+from pyrogen.processes.process import beside
 
 __all__ = ["Predict", "Prediction", "Solver", "check_eta", "integrate"]
 
@@ -73,6 +74,12 @@ class Prediction(NamedTuple):
             convert(process, prediction, x, t, source, "noise"),
         )
 
+    def velocity(self, process: LinearProcess, t: Tensor) -> Tensor:
+        """``dx/dt`` of the probability flow at time ``t``."""
+        of_noise = 0.5 * process.variance_rate(t) / process.std(t)
+        rate = process.mean_scale_rate(t)
+        return beside(rate, self.data) * self.data + beside(of_noise, self.noise) * self.noise
+
 
 Predict = Callable[[Tensor, Tensor], Prediction]
 
@@ -95,6 +102,10 @@ class Solver(ABC):
     def init(self, x: Tensor) -> Any:
         """The carry before the first step, a named tuple of tensors or ``()``."""
         return ()
+
+    def obstacle(self, process: LinearProcess, start: float) -> str | None:
+        """Why no step can be made from the time ``start``; ``None`` if it can."""
+        return None
 
     @abstractmethod
     def step(
