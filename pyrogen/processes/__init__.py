@@ -7,8 +7,9 @@ from pyrogen.processes.euler import Euler
 from pyrogen.processes.exponential import Exponential, FrozenNoise
 from pyrogen.processes.grids import time_grid
 from pyrogen.processes.langevin import langevin_step
+from pyrogen.processes.learned import LearnedVariancePreserving
 from pyrogen.processes.linear import LinearProcess
-from pyrogen.processes.parametrization import convert
+from pyrogen.processes.parametrization import convert, error_scale, known
 from pyrogen.processes.process import Process
 from pyrogen.processes.rectified import Rectified
 from pyrogen.processes.solver import Prediction, Solver, integrate
@@ -25,6 +26,7 @@ __all__ = [
     "Euler",
     "Exponential",
     "FrozenNoise",
+    "LearnedVariancePreserving",
     "LinearProcess",
     "OrnsteinUhlenbeck",
     "Prediction",
@@ -35,7 +37,9 @@ __all__ = [
     "VarianceExploding",
     "VariancePreserving",
     "convert",
+    "error_scale",
     "integrate",
+    "known",
     "langevin_step",
     "time_grid",
 ]

@@ -30,8 +30,7 @@ import torch
 from torch import Tensor
 
 from pyrogen.processes.linear import LinearProcess
-from pyrogen.processes.parametrization import convert
-from pyrogen.processes.process import beside
+from pyrogen.processes.parametrization import convert, known
 
 __all__ = ["Predict", "Prediction", "Solver", "check_eta", "integrate"]
 
@@ -76,9 +75,7 @@ class Prediction(NamedTuple):
 
     def velocity(self, process: LinearProcess, t: Tensor) -> Tensor:
         """``dx/dt`` of the probability flow at time ``t``."""
-        of_noise = 0.5 * process.variance_rate(t) / process.std(t)
-        rate = process.mean_scale_rate(t)
-        return beside(rate, self.data) * self.data + beside(of_noise, self.noise) * self.noise
+        return known(process, self.data, self.noise, t, "velocity")
 
 
 Predict = Callable[[Tensor, Tensor], Prediction]
