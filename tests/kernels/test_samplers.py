@@ -430,7 +430,7 @@ def test_a_network_that_fails_is_named_with_site_and_step():
     late = ScoreBased(process, lambda x, t: torch.where(t.unsqueeze(-1) < 1e-3, torch.nan, x), 2)
     with pytest.raises(NonFiniteError, match="denoised at the end"):
         drawn(DDPM(late, 10, compile=False))
-    with pytest.raises(NonFiniteError, match=r"velocity of site 'x' is not finite at time 0\.[45]"):
+    with pytest.raises(NonFiniteError, match="velocity of site 'x' is not finite at time"):
         drawn(ProbabilityFlow(ScoreBased(process, noise, 2), method="adaptive", compile=False))
 
 
