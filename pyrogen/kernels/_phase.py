@@ -11,7 +11,7 @@ from pyrogen.kernels._kernel import Arrival, Kernel
 from pyrogen.kernels._potential import Potential
 from pyrogen.kernels._target import Target
 
-__all__ = ["initial_position", "moved", "points"]
+__all__ = ["Direct", "initial_position", "moved", "points"]
 
 
 def initial_position(target: Target, fn: EnergyBased, num_chains: int) -> Tensor:
@@ -35,7 +35,7 @@ def moved(kernel: Kernel, target: Target, position: Tensor, num_steps: int) -> A
     potential, tuning = target.potential(), kernel.initial_tuning(target)
     state = kernel.init(potential, position, tuning)
     diverged = ~state.position.isfinite().all(-1)
-    run: Any = _Direct(potential)
+    run: Any = Direct(potential)
     if num_steps == 0:
         return Arrival(state.position, diverged)
     for iteration in range(num_steps - 1):
@@ -53,16 +53,18 @@ def points(target: Target, fn: EnergyBased, position: Tensor) -> Tensor:
     return target.constrain({name: position.reshape((-1, *batch, *shape))})[name]
 
 
-class _Direct:
+class Direct:
     """Calls a kernel's functions as they are, in place of a runner of graphs."""
 
     def __init__(self, potential: Potential) -> None:
         self._potential = potential
 
     def __call__(self, function: Any, *tensors: Any) -> Any:
+        """``function(potential, *tensors)``."""
         return function(self._potential, *tensors)
 
     once = __call__
 
     def plain(self, function: Any, *tensors: Any) -> Any:
+        """``function(*tensors)``."""
         return function(*tensors)
