@@ -128,7 +128,7 @@ class Reverse(Kernel):
 
     def obstacle(self, fn: ScoreBased) -> str | None:
         """Why a distribution cannot be sampled so; ``None`` if it can."""
-        if not bool(fn.process.std(fn.min_time) > 0):  # type: ignore[arg-type]
+        if not bool(fn.process.std(fn.min_time) > 0):
             return (
                 f"expected some noise at min_time = {fn.min_time:g}, got none of "
                 f"{type(fn.process).__name__}; end at ScoreBased(..., min_time=1e-5)"
