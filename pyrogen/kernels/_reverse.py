@@ -149,8 +149,10 @@ class Reverse(Kernel):
         """
         walk, grid = run.once(self._begin, num_chains)
         times = list(grid.unbind())
-        for t, s in self.pairs(times):
+        pairs = list(self.pairs(times))
+        for i, (t, s) in enumerate(pairs):
             walk = run(self.move, walk, t, s)
+            run.moved((i + 1) / len(pairs))
         return (run.once(self._finish, walk, times[-1]) if self.denoise else walk), times
 
     def _begin(self, potential: Denoising, rows: Tensor) -> tuple[Walk, Tensor]:

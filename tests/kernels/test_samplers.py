@@ -24,6 +24,7 @@ from pyrogen.errors import GraphError, NonFiniteError
 from pyrogen.graph import Captured
 from pyrogen.kernels import DDIM, DDPM, MCMC, ProbabilityFlow, ReverseDiffusion
 from pyrogen.kernels._phase import Direct
+from pyrogen.kernels._progress import Progress
 from pyrogen.kernels._score_site import Denoising
 from pyrogen.models import ScoreModel
 from pyrogen.processes import (
@@ -111,7 +112,10 @@ def test_draws_of_gaussian_data_follow_the_exact_law_of_their_steps(name):
     """Whatever the steps leave of an error is known to all digits, and draws have just that law."""
     fn = gaussian()
     mean, variance = affine_law(name, fn)
-    x = drawn(sampler(name, fn), 5000, 2).flatten().double()
+    kernel = sampler(name, fn)
+    with torch.no_grad():
+        walk, _ = kernel.walk(Direct(kernel.target((), {}, {}).potential()), torch.zeros(10_000, 0))
+    x = walk.x.double()
     standard = (x - mean) / variance.sqrt()
     p_value = scipy.stats.kstest(standard.numpy(), "norm").pvalue
     assert p_value > TEST_FAILURE_RATE
@@ -231,9 +235,8 @@ def test_under_pyro_and_copied_and_pickled(name):
     assert torch.equal(found[0], found[2])
 
 
-@every_kind
-def test_under_pyro_several_chains_and_a_progress_bar(name):
-    kernel = quick(name, model)
+def test_under_pyro_several_chains_and_a_report():
+    kernel = quick("ancestral", model)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "num_chains=")
         mcmc = pyro.infer.MCMC(kernel, 2, 0, num_chains=2, disable_progbar=True)
@@ -245,8 +248,6 @@ def test_under_pyro_several_chains_and_a_progress_bar(name):
     json.dump(kernel.logging(), io.StringIO())
     pickle.dumps(kernel.diagnostics())
     kernel.cleanup()
-    mcmc = MCMC(quick(name, model), 1, num_chains=2)
-    mcmc.run()
 
 
 @every_kind
@@ -319,6 +320,19 @@ def test_as_the_sampler_of_a_distribution(name):
     plain = gaussian(event_shape=(2, 1), sampler=kernel)
     assert plain.sample().shape == (2, 1)
     assert plain.expand((4,)).sample((5,)).shape == (5, 4, 2, 1)
+
+
+def test_the_progress_bar_moves_within_a_draw(monkeypatch, capsys):
+    chains, shares = quick("ancestral", model).start(2, 0), []
+    chains.run.on_move = shares.append
+    chains.advance()
+    assert shares == [1 / 3, 2 / 3, 1]
+    monkeypatch.setattr("pyrogen.kernels._progress._SECONDS", 0.0)
+    progress = Progress(2, disable=False)
+    for share in shares:
+        progress.within(share)
+        assert progress._bar.n == round(share, 2)
+    progress.close()
 
 
 def test_contexts_of_equal_shape_share_a_graph():
@@ -404,11 +418,10 @@ class Alive(TorchDispatchMode):
         self.now -= size
 
 
-@pytest.mark.parametrize("method", ["ancestral", "multistep"])
-def test_memory_is_constant_in_the_number_of_steps(method):
+def test_memory_is_constant_in_the_number_of_steps():
     most = []
     for num_steps in (10, 60):
-        kernel = ReverseDiffusion(gaussian(event_shape=50), num_steps, method, compile=False)
+        kernel = ReverseDiffusion(gaussian(event_shape=50), num_steps, "multistep", compile=False)
         chains = kernel.start(100, 0)
         chains.advance()  # captures
         with Alive() as alive:
@@ -497,6 +510,9 @@ def test_bad_options_and_processes():
     "name", ["ancestral", "multistep", "stochastic heun", "flow euler", "flow multistep", "ddim"]
 )
 def test_the_straight_line_from_its_very_end(name):
-    x = drawn(sampler(name, gaussian(Rectified())), 2000)
+    kernel = sampler(name, gaussian(Rectified()))
+    with torch.no_grad():
+        walk, _ = kernel.walk(Direct(kernel.target((), {}, {}).potential()), torch.zeros(2000, 0))
+    x = walk.x
     assert abs(float(x.mean()) - 1.5) < 0.1
     assert 0.3 < float(x.std()) < 0.7
