@@ -117,7 +117,7 @@ class Fitted:
 
 
 def compare(prior: ScoreModel | None, sampler: ReverseDiffusion, data: Data) -> Fitted:
-    """Trains a pair with a prior, and asks whether draws of the prior are like those of posteriors."""
+    """Trains a pair with a prior, and asks whether its draws are like those of posteriors."""
     begin = time.perf_counter()
     model, guide = pair(prior)
     loss = TraceMeanField_ELBO() if prior is None else DiffusionELBO()
