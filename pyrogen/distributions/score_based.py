@@ -171,8 +171,9 @@ class ScoreBased(TorchDistribution):
         Returns:
             the shape of ``x`` (with the batch dimensions of a context).
         """
-        x = self._expanded(x)
-        t = as_time(t, x)
+        x, t = self._expanded(x), as_time(t, x)
+        if t.dim():
+            t = t.expand(x.shape[: x.dim() - len(self.event_shape)])
         return convert(self.process, self.raw(x, t), x, t, self.prediction, target)
 
     def raw(self, x: Tensor, t: Tensor) -> Tensor:
