@@ -68,7 +68,7 @@ WAYS = {
 
 def build(way: Way, hidden: int) -> ScoreModel:
     """A model of the plane."""
-    network: nn.Module = TimeMLP(2, hidden=(hidden, hidden), frequencies=5, activation=nn.SiLU)
+    network: nn.Module = TimeMLP(2, hidden=(hidden,) * 3, frequencies=5, activation=nn.SiLU)
     if way.prediction == "data":
         network = Preconditioned(network, way.process, data_std=2.0)
     return ScoreModel(way.process, network, 2, way.prediction, min_time=1e-3, atol=1e-4, rtol=1e-4)

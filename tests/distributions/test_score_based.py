@@ -206,10 +206,18 @@ def test_it_survives_copies():
         clone.load_state_dict(model.state_dict())
 
 
+class Backwards(Rectified):
+    """Noise at time 0."""
+
+    def mean_scale(self, t):
+        return t
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
         ({"process": Process(lambda x, t: x, 1.0)}, TypeError, "expected a LinearProcess, got Pro"),
+        ({"process": Backwards()}, ValueError, r"expected mean_scale\(0\) = 1.*got 0"),
         ({"denoiser": 3}, TypeError, "denoiser: expected a module or a function, got int"),
         ({"prediction": "epsilon"}, ValueError, "prediction: expected one of data, noise"),
         ({"min_time": -0.1}, ValueError, "0 <= min_time < max_time, got -0.1 and 1.0"),
@@ -234,6 +242,9 @@ def test_bad_values_are_explained():
         fn.score(torch.zeros(5, 3), 0.5)
     with pytest.raises(ValueError, match=r"denoiser: expected.*\[5, 2\], got \[5, 1\]"):
         fn.score(torch.zeros(5, 2), 0.5)
+    for t in (-0.1, 1.5, torch.tensor([0.5, 2.0])):
+        with pytest.raises(ValueError, match=r"t: expected times from 0 \(data\) to 1 \(noise\)"):
+            fn.score(torch.zeros(2, 2), t)
     model = ScoreModel(VariancePreserving(), TimeMLP(2), 2)
     with pytest.raises(ValueError, match=r"\[\*, 2\]|event shape|shape"):
         model(torch.zeros(5, 3))
