@@ -1,0 +1,162 @@
+r"""Guidance: what an observation adds to the score of a noisy state.
+
+By Bayes' rule the score of the posterior at time :math:`t` is
+
+.. math:: \nabla \log p_t(x \mid y) = \nabla \log p_t(x) + \nabla \log p(y \mid x_t = x), \qquad
+   p(y \mid x_t) = \int p(y \mid x_0)\, p(x_0 \mid x_t)\, dx_0 .
+
+The first term is the prior's own. The second needs the law of the data given a noisy state, of
+which the network knows the mean, :math:`\hat x(x_t)`, and through its derivative the covariance,
+
+.. math:: \mathrm{Cov}[x_0 \mid x_t] = \frac{\sigma^2}{\alpha}\, \nabla \hat x(x_t) .
+
+Methods differ in what they make of these.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import vjp
+
+from pyrogen.distributions import ScoreBased
+from pyrogen.kernels._inverse import InverseProblem
+from pyrogen.processes import convert
+from pyrogen.processes.process import as_time, beside
+
+__all__ = ["Guidance", "Guided", "GuidedPrior", "Twist", "Twisted", "solve", "spread"]
+
+
+class Guided(NamedTuple):
+    """What is known at noisy states ``x [chains, *shape]``.
+
+    Attributes:
+        data: the mean of the data under the prior alone, of the shape of ``x``.
+        score: the estimate of the gradient of ``log p(y | x_t)`` in ``x``, likewise.
+    """
+
+    data: Tensor
+    score: Tensor
+
+
+class Twisted(NamedTuple):
+    """The same, and what the score is the gradient of, ``[chains]``."""
+
+    data: Tensor
+    score: Tensor
+    log_prob: Tensor
+
+
+class Guidance(ABC):
+    """An estimate of the gradient of ``log p(y | x_t)``, given a prior and a likelihood."""
+
+    needs_gaussian: bool = False
+    """Whether the observations have to be normal, with noise that does not depend on the data."""
+
+    @abstractmethod
+    def __call__(self, problem: InverseProblem, x: Tensor, t: Tensor, until: Tensor) -> Guided:
+        """The guidance at noisy states.
+
+        Args:
+            problem: prior and likelihood.
+            x: ``[chains, *shape]``.
+            t: their time, ``[]``.
+            until: the time of the states that are made next.
+        """
+
+
+class Twist(Guidance):
+    r"""A guidance that is the gradient of a function :math:`\log \tilde p(y \mid x_t)`."""
+
+    @abstractmethod
+    def at(
+        self, problem: InverseProblem, data: Tensor, t: Tensor, until: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The function and its gradient in the mean of the data.
+
+        Args:
+            problem: prior and likelihood.
+            data: the mean of the data given the noisy states, ``[chains, *shape]``.
+            t: time of the noisy states.
+            until: as for a call.
+
+        Returns:
+            ``[chains]`` and ``[chains, *shape]``.
+        """
+
+    def evaluate(self, problem: InverseProblem, x: Tensor, t: Tensor, until: Tensor) -> Twisted:
+        """The guidance with the function itself; arguments as for a call."""
+        data, pull_back = vjp(lambda state: problem.prior.denoise(state, t), x)  # type: ignore[misc]
+        log_prob, slope = self.at(problem, data, t, until)
+        return Twisted(data, pull_back(slope)[0], log_prob)
+
+    def __call__(self, problem: InverseProblem, x: Tensor, t: Tensor, until: Tensor) -> Guided:
+        """The guidance at noisy states."""
+        return Guided(*self.evaluate(problem, x, t, until)[:2])
+
+
+class GuidedPrior:
+    r"""A prior whose predictions are those of the posterior.
+
+    It answers as :class:`~pyrogen.distributions.ScoreBased` does, with the score
+    :math:`\nabla \log p_t(x) + \nabla \log p(y \mid x)`, which moves the mean of the data by
+    :math:`\tfrac{\sigma^2}{\alpha} \nabla \log p(y \mid x)`.
+
+    Args:
+        problem: prior and likelihood.
+        guidance: the estimate of the latter term.
+    """
+
+    def __init__(self, problem: InverseProblem, guidance: Guidance) -> None:
+        self._problem, self._guidance = problem, guidance
+
+    def predict(self, x: Tensor, t: Tensor, target: str, until: Tensor | None = None) -> Tensor:
+        """What is to be said of ``x`` at time ``t``.
+
+        Args:
+            x: ``[chains, *shape]``.
+            t: ``[]``.
+            target: ``"data"``, ``"noise"``, ``"score"``, ``"velocity"`` or ``"v"``.
+            until: the time of the states that are made next; by default ``t``.
+        """
+        prior = self._problem.prior
+        t = as_time(t, x)
+        data, score = self._guidance(self._problem, x, t, t if until is None else until)
+        data = data + spread(prior, x, t) * score
+        return convert(prior.process, data, x, t, "data", target)
+
+
+def spread(prior: ScoreBased, x: Tensor, t: Tensor) -> Tensor:
+    """``sigma^2 / alpha`` beside ``x``."""
+    process = prior.process
+    return beside(process.variance(t) / process.mean_scale(t), x)
+
+
+def solve(matrix: Callable[[Tensor], Tensor], b: Tensor, steps: int) -> Tensor:
+    """``(1 + M)^-1 b`` for each row by conjugate gradients, ``M`` symmetric and not negative.
+
+    Where a network makes it negative after all, it is taken for zero along the direction searched,
+    which keeps each step bounded.
+
+    Args:
+        matrix: ``u -> M u``, of the shape of ``b``.
+        b: ``[chains, n]``.
+        steps: how many; ``n`` are enough but for rounding.
+    """
+    solution, residual, direction = torch.zeros_like(b), b, b
+    size = b.square().sum(-1, keepdim=True)
+    tiny = torch.finfo(b.dtype).tiny
+    for _ in range(steps):
+        image = matrix(direction)
+        along = direction.square().sum(-1, keepdim=True)
+        curvature = along + (direction * image).sum(-1, keepdim=True).clamp(min=0)
+        step = size / curvature.clamp(min=tiny)
+        solution = solution + step * direction
+        residual = residual - step * (direction + image)
+        before, size = size, residual.square().sum(-1, keepdim=True)
+        direction = residual + size / before.clamp(min=tiny) * direction
+    return solution
