@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pyrogen.processes.brownian import Brownian, OrnsteinUhlenbeck
+from pyrogen.processes.learned import LearnedVariancePreserving
 from pyrogen.processes.linear import LinearProcess
-from pyrogen.processes.parametrization import convert
+from pyrogen.processes.parametrization import convert, error_scale, known
 from pyrogen.processes.process import Process
 from pyrogen.processes.rectified import Rectified
 from pyrogen.processes.variance_exploding import VarianceExploding
@@ -17,6 +18,7 @@ from pyrogen.processes.variance_preserving import (
 __all__ = [
     "Brownian",
     "CosineVariancePreserving",
+    "LearnedVariancePreserving",
     "LinearProcess",
     "OrnsteinUhlenbeck",
     "Process",
@@ -25,4 +27,6 @@ __all__ = [
     "VarianceExploding",
     "VariancePreserving",
     "convert",
+    "error_scale",
+    "known",
 ]
