@@ -68,15 +68,15 @@ class DPS(Twist):
         slope, (_, log_prob) = grad_and_value(total, has_aux=True)(data)
         return log_prob, slope
 
-    def _log_prob(
-        self, problem: InverseProblem, data: Tensor, t: Tensor, until: Tensor
-    ) -> Tensor:
+    def _log_prob(self, problem: InverseProblem, data: Tensor, t: Tensor, until: Tensor) -> Tensor:
         if self.step_size is None:
             return problem.log_likelihood(data)
         process = problem.prior.process
         until = as_time(until, data)
         # By how much a step moves the state for a unit of score.
-        moved = process.mean_scale(until) / process.mean_scale(t) * process._variance_between(until, t)
+        moved = (
+            process.mean_scale(until) / process.mean_scale(t) * process._variance_between(until, t)
+        )
         tiny = torch.finfo(data.dtype).tiny
         distance = (problem.residual(data).square().sum(-1) + tiny).sqrt()
         return -self.step_size * distance / moved

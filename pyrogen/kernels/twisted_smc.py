@@ -86,9 +86,7 @@ class TwistedSMC:
                 "a function that the guidance is the gradient of"
             )
         if not 0 <= resample_below <= 1:
-            raise ValueError(
-                f"resample_below: expected a number in [0, 1], got {resample_below!r}"
-            )
+            raise ValueError(f"resample_below: expected a number in [0, 1], got {resample_below!r}")
         self.resample_below = float(resample_below)
 
     @property
@@ -165,8 +163,7 @@ class TwistedSMC:
             score=_gathered(population.score, index),
             log_twist=population.log_twist.gather(1, index),
             log_weight=torch.where(poor.unsqueeze(1), 0.0, log_weight),
-            log_evidence=population.log_evidence
-            + torch.where(poor, log_mean_exp(log_weight), 0.0),
+            log_evidence=population.log_evidence + torch.where(poor, log_mean_exp(log_weight), 0.0),
             least_ess=torch.minimum(population.least_ess, ess),
         )
 
