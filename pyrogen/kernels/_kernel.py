@@ -77,6 +77,9 @@ class Kernel(MCMCKernel):
     can_diverge: ClassVar[bool] = True
     """Whether a step may end where a number is not finite."""
 
+    is_independent: ClassVar[bool] = False
+    """Whether a draw does not depend on the one before, so that there is nothing to warm up."""
+
     unrecorded: ClassVar[tuple[str, ...]] = ()
     """Fields of ``info`` that are for warm-up alone."""
 

@@ -11,7 +11,7 @@ from pyrogen.kernels._kernel import Kernel
 from pyrogen.kernels._potential import Potential
 from pyrogen.kernels._target import Target
 
-__all__ = ["Phase", "initial_position", "moved", "points"]
+__all__ = ["Direct", "Phase", "initial_position", "moved", "points"]
 
 
 class Phase(NamedTuple):
@@ -42,7 +42,7 @@ def moved(kernel: Kernel, target: Target, position: Tensor, num_steps: int) -> P
     potential, tuning = target.potential(), kernel.initial_tuning(target)
     state = kernel.init(potential, position, tuning)
     diverged = ~state.position.isfinite().all(-1)
-    run: Any = _Direct(potential)
+    run: Any = Direct(potential)
     for iteration in range(num_steps):
         state, info = kernel.transition(run, state, tuning, iteration)
         diverged = diverged | info.diverging
@@ -57,16 +57,18 @@ def points(target: Target, fn: EnergyBased, position: Tensor) -> Tensor:
     return target.constrain({name: position.reshape((-1, *batch, *shape))})[name]
 
 
-class _Direct:
+class Direct:
     """Calls a kernel's functions as they are, in place of a runner of graphs."""
 
     def __init__(self, potential: Potential) -> None:
         self._potential = potential
 
     def __call__(self, function: Any, *tensors: Any) -> Any:
+        """``function(potential, *tensors)``."""
         return function(self._potential, *tensors)
 
     once = __call__
 
     def plain(self, function: Any, *tensors: Any) -> Any:
+        """``function(*tensors)``."""
         return function(*tensors)
