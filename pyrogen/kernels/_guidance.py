@@ -16,8 +16,9 @@ Methods differ in what they make of these.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,10 +26,23 @@ from torch.func import vjp
 
 from pyrogen.distributions import ScoreBased
 from pyrogen.kernels._inverse import InverseProblem
-from pyrogen.processes import convert
-from pyrogen.processes.process import as_time, beside
+from pyrogen.kernels._score_site import Denoising
+from pyrogen.kernels._target import Layout, Target
+from pyrogen.processes import Prediction
+from pyrogen.processes.process import beside
+from pyrogen.processes.solver import Predict
 
-__all__ = ["Guidance", "Guided", "GuidedPrior", "Twist", "Twisted", "solve", "spread"]
+__all__ = [
+    "Guidance",
+    "Guided",
+    "GuidedDenoising",
+    "OfPosterior",
+    "Twist",
+    "Twisted",
+    "solve",
+    "spread",
+    "target_of_posterior",
+]
 
 
 class Guided(NamedTuple):
@@ -58,14 +72,16 @@ class Guidance(ABC):
     """Whether the observations have to be normal, with noise that does not depend on the data."""
 
     @abstractmethod
-    def __call__(self, problem: InverseProblem, x: Tensor, t: Tensor, until: Tensor) -> Guided:
+    def __call__(
+        self, problem: InverseProblem, x: Tensor, t: Tensor, until: Tensor | None
+    ) -> Guided:
         """The guidance at noisy states.
 
         Args:
             problem: prior and likelihood.
             x: ``[chains, *shape]``.
             t: their time, ``[]``.
-            until: the time of the states that are made next.
+            until: the time of the states that are made next; ``None`` where they are the last.
         """
 
 
@@ -74,7 +90,7 @@ class Twist(Guidance):
 
     @abstractmethod
     def at(
-        self, problem: InverseProblem, data: Tensor, t: Tensor, until: Tensor
+        self, problem: InverseProblem, data: Tensor, t: Tensor, until: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The function and its gradient in the mean of the data.
 
@@ -88,46 +104,84 @@ class Twist(Guidance):
             ``[chains]`` and ``[chains, *shape]``.
         """
 
-    def evaluate(self, problem: InverseProblem, x: Tensor, t: Tensor, until: Tensor) -> Twisted:
+    def evaluate(
+        self, problem: InverseProblem, x: Tensor, t: Tensor, until: Tensor | None
+    ) -> Twisted:
         """The guidance with the function itself; arguments as for a call."""
         data, pull_back = vjp(lambda state: problem.prior.denoise(state, t), x)  # type: ignore[misc]
         log_prob, slope = self.at(problem, data, t, until)
         return Twisted(data, pull_back(slope)[0], log_prob)
 
-    def __call__(self, problem: InverseProblem, x: Tensor, t: Tensor, until: Tensor) -> Guided:
+    def __call__(
+        self, problem: InverseProblem, x: Tensor, t: Tensor, until: Tensor | None
+    ) -> Guided:
         """The guidance at noisy states."""
         return Guided(*self.evaluate(problem, x, t, until)[:2])
 
 
-class GuidedPrior:
-    r"""A prior whose predictions are those of the posterior.
+class GuidedDenoising(Denoising):
+    r"""What a sampler asks of a posterior: data and noise in a state, given the observations.
 
-    It answers as :class:`~pyrogen.distributions.ScoreBased` does, with the score
-    :math:`\nabla \log p_t(x) + \nabla \log p(y \mid x)`, which moves the mean of the data by
-    :math:`\tfrac{\sigma^2}{\alpha} \nabla \log p(y \mid x)`.
+    The score :math:`\nabla \log p_t(x) + \nabla \log p(y \mid x)` moves the mean of the data by
+    :math:`\tfrac{\sigma^2}{\alpha} \nabla \log p(y \mid x)`, and that of the noise by
+    :math:`-\sigma \nabla \log p(y \mid x)`.
 
     Args:
         problem: prior and likelihood.
-        guidance: the estimate of the latter term.
+        guidance: the estimate of the latter's score.
     """
 
     def __init__(self, problem: InverseProblem, guidance: Guidance) -> None:
-        self._problem, self._guidance = problem, guidance
+        super().__init__(problem.prior, problem.shape)
+        self.problem, self._guidance = problem, guidance
 
-    def predict(self, x: Tensor, t: Tensor, target: str, until: Tensor | None = None) -> Tensor:
-        """What is to be said of ``x`` at time ``t``.
+    def predict(self, x: Tensor, t: Tensor, until: Tensor | None = None) -> Prediction:
+        """Data and noise in states ``x [chains, *shape]`` at time ``t``, a scalar."""
+        data, score = self._guidance(self.problem, x, t, until)
+        alpha, std = (beside(f(t), x) for f in (self.process.mean_scale, self.process.std))
+        noise = (x - alpha * data) / std - std * score
+        return Prediction(data + spread(self.fn, x, t) * score, noise)
 
-        Args:
-            x: ``[chains, *shape]``.
-            t: ``[]``.
-            target: ``"data"``, ``"noise"``, ``"score"``, ``"velocity"`` or ``"v"``.
-            until: the time of the states that are made next; by default ``t``.
-        """
-        prior = self._problem.prior
-        t = as_time(t, x)
-        data, score = self._guidance(self._problem, x, t, t if until is None else until)
-        data = data + spread(prior, x, t) * score
-        return convert(prior.process, data, x, t, "data", target)
+    def predictor(self, until: Tensor) -> Predict:
+        """As :meth:`predict`, on the way to the time ``until``."""
+        return partial(self.predict, until=until)
+
+
+class OfPosterior:
+    """Makes a :class:`GuidedDenoising` of a model and its arguments."""
+
+    def __init__(self, model: Callable[..., Any], guidance: Guidance) -> None:
+        self._model, self._guidance = model, guidance
+
+    def __call__(self, layout: Layout, arguments: Any, vectorized: bool) -> GuidedDenoising:
+        problem = InverseProblem(self._model, *arguments, vectorize=vectorized)
+        return GuidedDenoising(problem, self._guidance)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, OfPosterior) and vars(self) == vars(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def target_of_posterior(
+    model: Callable[..., Any], guidance: Guidance, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Target:
+    """The score-based site of a model as a target, with regard to what is observed.
+
+    Raises:
+        ValueError: if model and guidance do not go together.
+    """
+    with torch.no_grad():
+        problem = InverseProblem(model, args, kwargs)
+        problem.check(guidance.needs_gaussian)
+    like = problem.prior.like
+    return Target(
+        ((problem.name, tuple(problem.shape)),),
+        OfPosterior(model, guidance),
+        (tuple(args), dict(kwargs)),
+        dtype=like.dtype,
+        device=like.device,
+    )
 
 
 def spread(prior: ScoreBased, x: Tensor, t: Tensor) -> Tensor:

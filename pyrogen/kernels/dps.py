@@ -10,7 +10,6 @@ from torch.func import grad_and_value
 
 from pyrogen.kernels._guidance import Twist
 from pyrogen.kernels._inverse import InverseProblem
-from pyrogen.processes.process import as_time
 
 __all__ = ["DPS"]
 
@@ -57,7 +56,7 @@ class DPS(Twist):
         return self.step_size is not None
 
     def at(
-        self, problem: InverseProblem, data: Tensor, t: Tensor, until: Tensor
+        self, problem: InverseProblem, data: Tensor, t: Tensor, until: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The log-likelihood of the denoised state, or minus the distance, and the gradient."""
 
@@ -68,15 +67,18 @@ class DPS(Twist):
         slope, (_, log_prob) = grad_and_value(total, has_aux=True)(data)
         return log_prob, slope
 
-    def _log_prob(self, problem: InverseProblem, data: Tensor, t: Tensor, until: Tensor) -> Tensor:
+    def _log_prob(
+        self, problem: InverseProblem, data: Tensor, t: Tensor, until: Tensor | None
+    ) -> Tensor:
         if self.step_size is None:
             return problem.log_likelihood(data)
+        residual = problem.residual(data)
+        if until is None:
+            return 0.0 * residual.sum(-1)
         process = problem.prior.process
-        until = as_time(until, data)
         # By how much a step moves the state for a unit of score.
-        moved = (
-            process.mean_scale(until) / process.mean_scale(t) * process._variance_between(until, t)
-        )
+        shrink = process.mean_scale(until) / process.mean_scale(t)
+        moved = shrink * process._variance_between(until, t)
         tiny = torch.finfo(data.dtype).tiny
-        distance = (problem.residual(data).square().sum(-1) + tiny).sqrt()
+        distance = (residual.square().sum(-1) + tiny).sqrt()
         return -self.step_size * distance / moved

@@ -45,7 +45,9 @@ class MMPS(Guidance):
     def __init__(self, num_iterations: int = 5) -> None:
         self.num_iterations = whole("num_iterations", num_iterations, 1)
 
-    def __call__(self, problem: InverseProblem, x: Tensor, t: Tensor, until: Tensor) -> Guided:
+    def __call__(
+        self, problem: InverseProblem, x: Tensor, t: Tensor, until: Tensor | None
+    ) -> Guided:
         """The guidance at noisy states."""
         data, pull_back = vjp(lambda state: problem.prior.denoise(state, t), x)  # type: ignore[misc]
         linear, scale = problem.linearized(data), spread(problem.prior, x, t)

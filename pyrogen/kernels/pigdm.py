@@ -47,7 +47,7 @@ class PiGDM(Twist):
         self.num_iterations = whole("num_iterations", num_iterations, 1)
 
     def at(
-        self, problem: InverseProblem, data: Tensor, t: Tensor, until: Tensor
+        self, problem: InverseProblem, data: Tensor, t: Tensor, until: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The log-density of the observation up to a constant, and its gradient."""
         linear = problem.linearized(data)

@@ -13,29 +13,21 @@ from pyrogen.kernels._inverse import InverseProblem
 from pyrogen.kernels._options import whole
 from pyrogen.kernels.dps import DPS
 
-__all__ = ["Population", "TwistedSMC"]
+__all__ = ["TwistedSMC", "Weights"]
 
 
-class Population(NamedTuple):
-    """Particles of all chains at one time.
+class Weights(NamedTuple):
+    """How much the particles of each chain count.
 
     Attributes:
-        position: ``[chains * particles, *shape]``.
-        data: the mean of the data given the position, likewise.
-        score: the gradient of the twist, likewise.
-        log_twist: ``[chains, particles]``.
         log_weight: since they were last resampled, ``[chains, particles]``.
         log_evidence: the logarithm of the estimate of ``p(y)`` so far, ``[chains]``.
-        least_ess: the least effective number of particles so far, ``[chains]``.
+        ess: the least effective number of particles so far, ``[chains]``.
     """
 
-    position: Tensor
-    data: Tensor
-    score: Tensor
-    log_twist: Tensor
     log_weight: Tensor
     log_evidence: Tensor
-    least_ess: Tensor
+    ess: Tensor
 
 
 class TwistedSMC:
@@ -50,10 +42,14 @@ class TwistedSMC:
     where :math:`p` is the step of the prior and :math:`\tilde p` a twist, which becomes the
     likelihood at the end. Where the effective number of particles has fallen below a share of
     :math:`K`, they are drawn anew by their weights. The product of mean weights is an unbiased
-    estimate of the evidence :math:`p(y)`, whatever :math:`K` and the twist, and particles follow the
-    posterior exactly as :math:`K \to \infty`. A draw is one particle, picked by its weight.
+    estimate of the evidence :math:`p(y)`, whatever :math:`K` and the twist, and particles follow
+    the posterior exactly as :math:`K \to \infty`. A draw is one particle, picked by its weight.
+    For any :math:`K`, means over many chains are exact if each draw is weighted by its estimate of
+    the evidence, ``info["log_evidence"]``; ``info["ess"]`` is the least effective number of
+    particles on the way.
 
-    Prior means here: of the steps made. Their error, of first order in the step size, stays.
+    The prior is here what its ancestral steps sample, whose error, of first order in their size,
+    stays.
 
     Args:
         num_particles: :math:`K`, for each chain.
@@ -94,77 +90,68 @@ class TwistedSMC:
         """Whether the observations have to be normal."""
         return self.twist.needs_gaussian
 
-    def init(self, problem: InverseProblem, noise: Tensor, t: Tensor, until: Tensor) -> Population:
-        """Particles at the beginning.
+    def init(self, x: Tensor) -> Weights:
+        """The weights of particles ``x [chains * particles, *shape]`` that are noise."""
+        ones = torch.ones_like(x.reshape(-1, self.num_particles, x[0].numel())[..., 0])
+        return Weights(0.0 * ones, 0.0 * ones[:, 0], self.num_particles * ones[:, 0])
+
+    def step(
+        self, problem: InverseProblem, x: Tensor, weights: Weights, t: Tensor, s: Tensor
+    ) -> tuple[Tensor, Weights]:
+        """Particles and their weights at the time ``s`` before ``t``.
 
         Args:
             problem: prior and likelihood.
-            noise: ``[chains * particles, *shape]``, draws at time ``t``.
-            t: the last time.
-            until: the time before it, where the particles go next.
+            x: at ``t``, ``[chains * particles, *shape]``.
+            weights: of these, but for their twist.
+            t: a scalar tensor.
+            s: likewise.
         """
-        seen = self.twist.evaluate(problem, noise, t, until)
-        log_twist = seen.log_prob.reshape(-1, self.num_particles)
-        zeros = torch.zeros_like(log_twist[:, 0])
-        full = torch.full_like(zeros, self.num_particles)
-        return Population(noise, seen.data, seen.score, log_twist, log_twist, zeros, full)
-
-    def step(
-        self, problem: InverseProblem, population: Population, t: Tensor, s: Tensor, until: Tensor
-    ) -> Population:
-        """Particles at the time ``s`` before ``t``, which go to ``until`` after that."""
-        population = self._resampled(population)
-        x, data, score = population[:3]
+        seen = self.twist.evaluate(problem, x, t, s)
+        log_twist = seen.log_prob.reshape(weights.log_weight.shape)
+        index, weights = self._resampled(
+            weights._replace(log_weight=weights.log_weight + log_twist)
+        )
+        x, data, score = (_gathered(part, index) for part in (x, seen.data, seen.score))
         process = problem.prior.process
         prior = process.bridge(data, x, s, t)
         guided = process.bridge(data + spread(problem.prior, x, t) * score, x, s, t)
         noise = torch.randn_like(x)
-        moved = (guided.mean - prior.mean) / prior.stddev
-        correction = -(moved * noise + 0.5 * moved.square()).flatten(1).sum(1)
-        position = guided.mean + prior.stddev * noise
-        seen = self.twist.evaluate(problem, position, s, until)
-        log_twist = seen.log_prob.reshape(-1, self.num_particles)
-        gain = correction.reshape(log_twist.shape) + log_twist - population.log_twist
-        return population._replace(
-            position=position,
-            data=seen.data,
-            score=seen.score,
-            log_twist=log_twist,
-            log_weight=population.log_weight + gain,
+        shift = (guided.mean - prior.mean) / prior.stddev
+        # log p(x_s | x_t) - log q(x_s | x_t)
+        gain = -(shift * noise + 0.5 * shift.square()).flatten(1).sum(1)
+        log_weight = weights.log_weight + gain.reshape(log_twist.shape) - log_twist.gather(1, index)
+        return guided.mean + prior.stddev * noise, weights._replace(log_weight=log_weight)
+
+    def finish(
+        self, problem: InverseProblem, x: Tensor, weights: Weights, t: Tensor
+    ) -> tuple[Tensor, Weights]:
+        """One particle for each chain, denoised, ``[chains, *shape]``; arguments as for
+        :meth:`step`."""
+        data = problem.prior.denoise(x, t)
+        log_likelihood = problem.log_likelihood(data).reshape(weights.log_weight.shape)
+        log_weight = weights.log_weight + log_likelihood
+        chosen = _chosen(log_weight, torch.rand_like(log_weight[:, :1]))
+        return _gathered(data, chosen), Weights(
+            log_weight,
+            weights.log_evidence + log_mean_exp(log_weight),
+            torch.minimum(weights.ess, effective(log_weight)),
         )
 
-    def finish(self, problem: InverseProblem, population: Population) -> Population:
-        """One particle for each chain, denoised, ``[chains, *shape]``; what was known of all is
-        that of this one."""
-        log_likelihood = problem.log_likelihood(population.data)
-        log_likelihood = log_likelihood.reshape(population.log_twist.shape)
-        log_weight = population.log_weight + log_likelihood - population.log_twist
-        ess = torch.minimum(population.least_ess, effective(log_weight))
-        evidence = population.log_evidence + log_mean_exp(log_weight)
-        uniform = torch.rand_like(log_weight[:, :1])
-        chosen = _chosen(log_weight, uniform)
-        data = _gathered(population.data, chosen)
-        return Population(
-            data, data, data, log_likelihood.gather(1, chosen), chosen * 0.0, evidence, ess
-        )
-
-    def _resampled(self, population: Population) -> Population:
-        """Particles drawn anew in the chains where few are left that matter."""
-        log_weight, count = population.log_weight, self.num_particles
+    def _resampled(self, weights: Weights) -> tuple[Tensor, Weights]:
+        """Which particles go on, ``[chains, particles]``: drawn anew in the chains where few are
+        left that matter."""
+        log_weight, count = weights.log_weight, self.num_particles
         ess = effective(log_weight)
         poor = ess < self.resample_below * count
-        steps = torch.arange(count, dtype=log_weight.dtype, device=log_weight.device)
-        uniform = (steps + torch.rand_like(log_weight[:, :1])) / count
-        stay = torch.arange(count, device=log_weight.device).expand(log_weight.shape)
-        index = torch.where(poor.unsqueeze(1), _chosen(log_weight, uniform), stay)
-        return Population(
-            position=_gathered(population.position, index),
-            data=_gathered(population.data, index),
-            score=_gathered(population.score, index),
-            log_twist=population.log_twist.gather(1, index),
-            log_weight=torch.where(poor.unsqueeze(1), 0.0, log_weight),
-            log_evidence=population.log_evidence + torch.where(poor, log_mean_exp(log_weight), 0.0),
-            least_ess=torch.minimum(population.least_ess, ess),
+        places = torch.arange(count, device=log_weight.device).expand(log_weight.shape)
+        uniform = (places + torch.rand_like(log_weight[:, :1])) / count
+        again = poor.unsqueeze(1)
+        index = torch.where(again, _chosen(log_weight, uniform), places)
+        return index, Weights(
+            torch.where(again, 0.0, log_weight),
+            weights.log_evidence + torch.where(poor, log_mean_exp(log_weight), 0.0),
+            torch.minimum(weights.ess, ess),
         )
 
 
@@ -188,7 +175,6 @@ def _chosen(log_weight: Tensor, uniform: Tensor) -> Tensor:
 
 def _gathered(values: Tensor, index: Tensor) -> Tensor:
     """The particles ``index [chains, n]`` of ``values [chains * particles, *shape]``."""
-    chains, count = index.shape
-    per_chain = values.shape[0] // chains
-    first = per_chain * torch.arange(chains, device=index.device).unsqueeze(1)
+    per_chain = values.shape[0] // len(index)
+    first = per_chain * torch.arange(len(index), device=index.device).unsqueeze(1)
     return values[(first + index).reshape(-1)]
