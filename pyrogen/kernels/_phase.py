@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
 from pyrogen.distributions import EnergyBased
-from pyrogen.kernels._kernel import Kernel
+from pyrogen.kernels._kernel import Arrival, Kernel
 from pyrogen.kernels._potential import Potential
 from pyrogen.kernels._target import Target
 
-__all__ = ["Direct", "Phase", "initial_position", "moved", "points"]
-
-
-class Phase(NamedTuple):
-    """Where chains are, ``[chains, size]``, and which of them diverged on the way, ``[chains]``."""
-
-    position: Tensor
-    diverged: Tensor
+__all__ = ["Direct", "initial_position", "moved", "points"]
 
 
 def initial_position(target: Target, fn: EnergyBased, num_chains: int) -> Tensor:
@@ -30,7 +23,7 @@ def initial_position(target: Target, fn: EnergyBased, num_chains: int) -> Tensor
     return target.start(fn.initial_point((num_chains,)))
 
 
-def moved(kernel: Kernel, target: Target, position: Tensor, num_steps: int) -> Phase:
+def moved(kernel: Kernel, target: Target, position: Tensor, num_steps: int) -> Arrival:
     """``num_steps`` transitions of every chain.
 
     Args:
@@ -43,10 +36,13 @@ def moved(kernel: Kernel, target: Target, position: Tensor, num_steps: int) -> P
     state = kernel.init(potential, position, tuning)
     diverged = ~state.position.isfinite().all(-1)
     run: Any = Direct(potential)
-    for iteration in range(num_steps):
+    if num_steps == 0:
+        return Arrival(state.position, diverged)
+    for iteration in range(num_steps - 1):
         state, info = kernel.transition(run, state, tuning, iteration)
         diverged = diverged | info.diverging
-    return Phase(state.position, diverged)
+    position, diverging = kernel.last(run, state, tuning, num_steps - 1)
+    return Arrival(position, diverged | diverging)
 
 
 def points(target: Target, fn: EnergyBased, position: Tensor) -> Tensor:

@@ -4,7 +4,9 @@ r"""Langevin chains at levels of noise that fall.
    h_i = \delta\, \sigma^2(t_i), \quad t_1 > t_2 > \dots,
 
 some steps at each level. Only the scores are used, not how the levels hang together, so that it
-samples what a network learned at levels of its own.
+samples what a network learned at levels of its own. It suits processes that keep the scale of the
+data (:class:`~pyrogen.processes.VarianceExploding`): where it changes from level to level, the
+steps have to make up for it.
 
 References:
     Y. Song, S. Ermon, *Generative modeling by estimating gradients of the data distribution*, 2019,

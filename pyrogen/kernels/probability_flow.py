@@ -126,14 +126,21 @@ class ProbabilityFlow(Solved):
         def velocity(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             nonlocal asked
             asked += 1
-            return (run(self._velocity, state[0], t),)
+            t = t.clamp(end, start)  # the first step is tried as far as the slope looks flat
+            slope: Tensor = run(self._velocity, state[0], t)
+            if not bool(slope.isfinite().all()):
+                raise self._not_finite(run.target.layout[0][0], float(t))
+            return (slope,)
 
-        try:
-            (x,) = solver.solve(velocity, (walk.x,), float(start), float(end), ())
-        except NonFiniteError as error:
-            site = run.target.layout[0][0]
-            raise NonFiniteError(f"ProbabilityFlow: site {site!r}: {error}", site=site) from error
+        (x,) = solver.solve(velocity, (walk.x,), float(start), float(end), ())
         return walk._replace(x=x, steps=walk.steps + asked)
+
+    def _not_finite(self, site: str, t: float) -> NonFiniteError:
+        return NonFiniteError(
+            f"ProbabilityFlow: the velocity of site {site!r} is not finite at time {t:.4g}: the "
+            "network's prediction is NaN, infinite or far too large there",
+            site=site,
+        )
 
     def _velocity(self, potential: Denoising, x: Tensor, t: Tensor) -> Tensor:
         t = t.to(x.dtype)

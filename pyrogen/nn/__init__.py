@@ -7,8 +7,23 @@ batch, plates or vectorised particles, and refuses another trailing shape with a
 from __future__ import annotations
 
 from pyrogen.nn.conv import ConvDecoder, ConvEncoder
+from pyrogen.nn.embedding import FourierEmbedding, SinusoidalEmbedding
 from pyrogen.nn.mlp import MLP
+from pyrogen.nn.modulated_mlp import ModulatedMLP
 from pyrogen.nn.one_hot import OneHot
+from pyrogen.nn.preconditioned import Preconditioned
 from pyrogen.nn.time_mlp import TimeMLP
+from pyrogen.nn.unet import UNet
 
-__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "OneHot", "TimeMLP"]
+__all__ = [
+    "MLP",
+    "ConvDecoder",
+    "ConvEncoder",
+    "FourierEmbedding",
+    "ModulatedMLP",
+    "OneHot",
+    "Preconditioned",
+    "SinusoidalEmbedding",
+    "TimeMLP",
+    "UNet",
+]

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import vjp
-from torch.nn.functional import linear
+from torch.nn import functional
 
+from pyrogen.nn._conditioning import check_context, linear
 from pyrogen.nn.shapes import as_shape, batch_shape, positive_ints
 
 __all__ = ["TimeMLP"]
@@ -84,12 +85,12 @@ class TimeMLP(nn.Module):
         self.frequencies = frequencies
         size = math.prod(self.in_shape)
         widths = [*positive_ints(hidden, "hidden"), size]
-        self.of_state = _linear(size, widths[0])
-        self.of_time = _linear(2 * frequencies, widths[0], bias=False) if frequencies else None
-        self.of_context = _linear(context_dim, widths[0], bias=False) if context_dim else None
+        self.of_state = linear(size, widths[0])
+        self.of_time = linear(2 * frequencies, widths[0], bias=False) if frequencies else None
+        self.of_context = linear(context_dim, widths[0], bias=False) if context_dim else None
         layers: list[nn.Module] = []
         for fan_in, fan_out in itertools.pairwise(widths):
-            layers += [activation(), _linear(fan_in, fan_out)]
+            layers += [activation(), linear(fan_in, fan_out)]
         self.layers = nn.Sequential(*layers)
         inputs = [self.of_state, self.of_time, self.of_context]
         last: list[nn.Module | None] = [*(layers[-1:] or inputs)]
@@ -158,11 +159,11 @@ class TimeMLP(nn.Module):
         )  # from the last hidden layer out, and in again to the first
         if len(slopes) == 1:
             return (slopes[0] * loop.diagonal()).sum(-1)
-        return (linear(slopes[0], weights[0] * loop.T) * slopes[1]).sum(-1)
+        return (functional.linear(slopes[0], weights[0] * loop.T) * slopes[1]).sum(-1)
 
     def _first(self, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
         batch = batch_shape(x, self.in_shape, "TimeMLP")
-        self._check_context(context)
+        check_context(context, self.context_dim, "TimeMLP")
         h: Tensor = self.of_state(x.flatten(len(batch)))
         if self.of_time is not None:
             k = torch.arange(1, self.frequencies + 1, dtype=x.dtype, device=x.device)
@@ -174,19 +175,3 @@ class TimeMLP(nn.Module):
 
     def _as_event(self, out: Tensor) -> Tensor:
         return out.reshape(*out.shape[:-1], *self.in_shape)
-
-    def _check_context(self, context: Tensor | None) -> None:
-        got = 0 if context is None else context.shape[-1]
-        if got != self.context_dim:
-            raise ValueError(
-                f"TimeMLP: expected a context of size {self.context_dim}, got size {got}; "
-                "context_dim is set at construction"
-            )
-
-
-def _linear(fan_in: int, fan_out: int, bias: bool = True) -> nn.Linear:
-    layer = nn.Linear(fan_in, fan_out, bias=bias)
-    nn.init.normal_(layer.weight, std=math.sqrt(1 / fan_in))
-    if bias:
-        nn.init.zeros_(layer.bias)
-    return layer

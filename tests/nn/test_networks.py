@@ -10,18 +10,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pyrogen.nn import MLP, ConvDecoder, ConvEncoder, OneHot, TimeMLP
+from pyrogen.nn import (
+    MLP,
+    ConvDecoder,
+    ConvEncoder,
+    ModulatedMLP,
+    OneHot,
+    Preconditioned,
+    TimeMLP,
+    UNet,
+)
+from pyrogen.processes import VarianceExploding
 
 
-class AtOneTime(TimeMLP):
-    """A field of the state alone."""
+class AtOneTime(nn.Module):
+    """A network of state and time as one of the state alone."""
 
-    @property
-    def out_shape(self):
-        return self.in_shape
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+        self.in_shape = network.in_shape
+        self.out_shape = getattr(network, "out_shape", network.in_shape)
 
     def forward(self, x):
-        return super().forward(x, torch.tensor(0.3, dtype=self.of_state.weight.dtype))
+        dtype = next(self.network.parameters()).dtype
+        return self.network(x, torch.tensor(0.3, dtype=dtype))
 
 
 NETWORKS = {
@@ -35,10 +48,19 @@ NETWORKS = {
     "decoder_without_channels": lambda: ConvDecoder(3, (7, 9), channels=(4, 4, 4)),
     "decoder_classes": lambda: ConvDecoder(3, (2, 6, 5), channels=(4,), num_classes=3),
     "decoder_affine": lambda: ConvDecoder(3, (2, 4, 4), channels=()),
-    "field": lambda: AtOneTime(3, hidden=(8, 8)),
-    "field_events": lambda: AtOneTime((2, 3), hidden=(8,)),
-    "field_affine_constant": lambda: AtOneTime(3, hidden=(), frequencies=0),
+    "field": lambda: AtOneTime(TimeMLP(3, hidden=(8, 8))),
+    "field_events": lambda: AtOneTime(TimeMLP((2, 3), hidden=(8,))),
+    "field_affine_constant": lambda: AtOneTime(TimeMLP(3, hidden=(), frequencies=0)),
     "decoder_affine_classes": lambda: ConvDecoder(3, (4, 4), channels=(), num_classes=3),
+    "modulated": lambda: AtOneTime(ModulatedMLP(3, width=8, num_blocks=2)),
+    "modulated_events": lambda: AtOneTime(ModulatedMLP((2, 3), (4, 5), width=9, num_blocks=1)),
+    "unet": lambda: AtOneTime(UNet((2, 8, 8), channels=(8, 12), attention=True)),
+    "unet_without_channels": lambda: AtOneTime(UNet((7, 5), channels=(4, 8, 8), num_blocks=2)),
+    "unet_flat": lambda: AtOneTime(UNet((1, 3, 3), channels=(4,), out_channels=2)),
+    "unet_classes": lambda: AtOneTime(UNet((2, 4, 4), channels=(4, 4), num_classes=3)),
+    "preconditioned": lambda: AtOneTime(
+        Preconditioned(UNet((2, 4, 4), channels=(4, 4)), VarianceExploding(), data_std=0.5)
+    ),
 }
 
 networks = pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS.keys())
