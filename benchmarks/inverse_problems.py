@@ -164,7 +164,8 @@ METHODS: dict[str, tuple[str, Callable[[Mixture, int, int], Tensor]]] = {
     "mmps": ("exact if normal", guided(MMPS(), **MULTISTEP)),
     "twisted-smc, 16 particles": ("exact", guided(TwistedSMC(16))),
     "twisted-smc, 64 particles": ("exact", guided(TwistedSMC(64))),
-    "twisted-smc, pigdm, 64": ("exact", guided(TwistedSMC(64, PiGDM()))),
+    "the same, not tempered": ("exact", guided(TwistedSMC(64, DPS()))),
+    "the same, pigdm's twist": ("exact", guided(TwistedSMC(64, PiGDM()))),
     "MALA on log_prob": ("exact", chains),
 }
 

@@ -32,9 +32,11 @@ class DPS(Twist):
     Args:
         step_size: :math:`\zeta` of the published rule; by default none, and the gradient of the
             likelihood itself is followed. It needs normal observations.
+        tempered: weigh the log-likelihood by :math:`\alpha^2 / (\alpha^2 + \sigma^2)`, the share
+            of a state that is known of data of variance 1. Not with a step size.
 
     Raises:
-        ValueError: if the step size is not positive.
+        ValueError: if the step size is not positive, or tempered.
 
     References:
         H. Chung, J. Kim, M. T. Mccann, M. L. Klasky, J. C. Ye, *Diffusion posterior sampling for
@@ -45,10 +47,13 @@ class DPS(Twist):
         (True, False)
     """
 
-    def __init__(self, step_size: float | None = None) -> None:
+    def __init__(self, step_size: float | None = None, tempered: bool = False) -> None:
         if step_size is not None and not 0 < step_size < math.inf:
             raise ValueError(f"step_size: expected a positive number, got {step_size!r}")
+        if step_size is not None and tempered:
+            raise ValueError("tempered: expected False with a step_size, which heeds no likelihood")
         self.step_size = step_size
+        self.tempered = tempered
 
     @property
     def needs_gaussian(self) -> bool:  # type: ignore[override]
@@ -70,12 +75,15 @@ class DPS(Twist):
     def _log_prob(
         self, problem: InverseProblem, data: Tensor, t: Tensor, until: Tensor | None
     ) -> Tensor:
+        process = problem.prior.process
         if self.step_size is None:
-            return problem.log_likelihood(data)
+            log_likelihood = problem.log_likelihood(data)
+            return (
+                process.log_snr(t).sigmoid() * log_likelihood if self.tempered else log_likelihood
+            )
         residual = problem.residual(data)
         if until is None:
             return 0.0 * residual.sum(-1)
-        process = problem.prior.process
         # By how much a step moves the state for a unit of score.
         shrink = process.mean_scale(until) / process.mean_scale(t)
         moved = shrink * process._variance_between(until, t)

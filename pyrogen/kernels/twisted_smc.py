@@ -53,8 +53,9 @@ class TwistedSMC:
 
     Args:
         num_particles: :math:`K`, for each chain.
-        twist: :class:`DPS` or :class:`PiGDM`; the former for any likelihood, the latter needs fewer
-            particles where it applies.
+        twist: :class:`DPS` or :class:`PiGDM`; by default ``DPS(tempered=True)``, which suits any
+            likelihood. Without tempering, as published, it is too sure of itself where there is
+            much noise, and more particles are needed.
         resample_below: the share of effective particles below which they are resampled.
 
     Raises:
@@ -75,7 +76,7 @@ class TwistedSMC:
         self, num_particles: int = 16, twist: Twist | None = None, resample_below: float = 0.5
     ) -> None:
         self.num_particles = whole("num_particles", num_particles, 2)
-        self.twist = DPS() if twist is None else twist
+        self.twist = DPS(tempered=True) if twist is None else twist
         if not isinstance(self.twist, Twist):
             raise TypeError(
                 f"twist: expected DPS() or PiGDM(), got {type(twist).__name__}; a twist has to be "

@@ -142,7 +142,7 @@ def test_where_it_is_exact_the_score_is_that_of_the_posterior(guidance, law, nam
     torch.testing.assert_close(score, torch.func.grad(log_likelihood)(x))
 
 
-@pytest.mark.parametrize("guidance", [DPS(), DPS(0.3), PiGDM(0.5)])
+@pytest.mark.parametrize("guidance", [DPS(), DPS(0.3), DPS(tempered=True), PiGDM(0.5)])
 def test_a_twist_has_the_score_of_its_own_function(guidance):
     problem, x = problem_of(MIXTURE), torch.randn(4, 3, dtype=DOUBLE)
     t, until = torch.tensor(0.4, dtype=DOUBLE), torch.tensor(0.3, dtype=DOUBLE)
@@ -151,8 +151,9 @@ def test_a_twist_has_the_score_of_its_own_function(guidance):
     torch.testing.assert_close(seen.score, exact(x))
     if isinstance(guidance, DPS) and guidance.step_size is None:
         mean = problem.prior.denoise(x, t)
+        share = problem.prior.process.mean_scale(t).square() if guidance.tempered else 1
         expected = dist.Normal(mean @ MATRIX.double().T, SCALE).log_prob(OBSERVED.double())
-        torch.testing.assert_close(seen.log_prob, expected.sum(-1))
+        torch.testing.assert_close(seen.log_prob, share * expected.sum(-1))
 
 
 def test_the_published_step_of_dps():
@@ -203,7 +204,8 @@ def test_approximations_are_seen_to_be_off(guidance):
     assert (x.mean(0) - posterior.mean()).norm() < 0.5
 
 
-def test_particles_are_exact_for_the_chain_they_walk():
+@pytest.mark.parametrize("twist", [PiGDM(0.6), DPS(tempered=True)])
+def test_particles_are_exact_for_the_chain_they_walk(twist):
     """On normal data ancestral steps are linear, so that even a coarse walk has a law that is
     known: the estimates of the evidence and all draws weighted by them are unbiased for it."""
     prior_mean, prior_variance, scale, y = 0.5, 0.6, 0.4, torch.tensor(1.4)
@@ -214,7 +216,7 @@ def test_particles_are_exact_for_the_chain_they_walk():
         x = pyro.sample("x", prior)
         pyro.sample("y", dist.Normal(x[0], scale), obs=y)
 
-    smc = TwistedSMC(4, PiGDM(prior_variance))
+    smc = TwistedSMC(4, twist)
     mcmc = run(model, y, num_chains=6000, num_steps=9, grid="log-snr", guidance=smc)
     mean, variance = _walked(prior, prior_mean, prior_variance, 9)
     evidence = dist.Normal(mean, (variance + scale**2) ** 0.5).log_prob(y).exp()
@@ -406,8 +408,10 @@ def test_options_that_do_not_fit_are_refused():
         ReverseDiffusion(model, guidance=DPS(0.1), corrector_steps=1)
     with pytest.raises(TypeError, match="twist: expected"):
         TwistedSMC(twist=MMPS())
-    with pytest.raises(ValueError, match="step_size"):
+    with pytest.raises(ValueError, match="step_size: expected a positive"):
         DPS(-1.0)
+    with pytest.raises(ValueError, match="tempered: expected False"):
+        DPS(1.0, tempered=True)
     with pytest.raises(ValueError, match="some signal at max_time"):
         refused(observed_by(GAUSSIAN.prior(Rectified())), OBSERVED)
     with pytest.raises(ValueError, match="guidance: expected none in a sampler"):
