@@ -208,7 +208,7 @@ def test_approximations_are_seen_to_be_off(guidance):
 def test_particles_are_exact_for_the_chain_they_walk(twist):
     """On normal data ancestral steps are linear, so that even a coarse walk has a law that is
     known: the estimates of the evidence and all draws weighted by them are unbiased for it."""
-    prior_mean, prior_variance, scale, y = 0.5, 0.6, 0.4, torch.tensor(1.4)
+    prior_mean, prior_variance, scale, y = 0.5, 0.6, 0.8, torch.tensor(1.4)
     law = Mixture(torch.ones(1), torch.tensor([[prior_mean]]), torch.tensor([[[prior_variance]]]))
     prior = law.prior(min_time=0.01)
 
