@@ -226,7 +226,7 @@ class ScoreBased(TorchDistribution):
             self._validate_sample(value)
         x = self._expanded(value)
         if _is_one_of_many(x) and not _is_one_of_many(self.context):
-            together: Tensor = _Together.apply(x, self)[0]  # type: ignore[no-untyped-call]
+            together: Tensor = _Together.apply(x, self)[0]
             return together
         noise, log_det = self.flow().forward_and_log_det(x)
         log_prob: Tensor = self.terminal().log_prob(noise) + log_det
@@ -338,7 +338,7 @@ class _Together(torch.autograd.Function):
     ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
         """The batch in front."""
         dim = in_dims[0]
-        return _Together.apply(x.movedim(0 if dim is None else dim, 0), fn), (0, 0)  # type: ignore[no-untyped-call]
+        return _Together.apply(x.movedim(0 if dim is None else dim, 0), fn), (0, 0)
 
 
 def _check(process: Any, denoiser: Any, prediction: str, min_time: float, max_time: float) -> None:

@@ -154,7 +154,8 @@ class OfPosterior:
         self._model, self._guidance = model, guidance
 
     def __call__(self, layout: Layout, arguments: Any, vectorized: bool) -> GuidedDenoising:
-        problem = InverseProblem(self._model, *arguments, vectorize=vectorized)
+        args, kwargs = arguments
+        problem = InverseProblem(self._model, args, kwargs, vectorized)
         return GuidedDenoising(problem, self._guidance)
 
     def __eq__(self, other: object) -> bool:
@@ -175,9 +176,10 @@ def target_of_posterior(
         problem = InverseProblem(model, args, kwargs)
         problem.check(guidance.needs_gaussian)
     like = problem.prior.like
+    make: Any = OfPosterior(model, guidance)
     return Target(
         ((problem.name, tuple(problem.shape)),),
-        OfPosterior(model, guidance),
+        make,
         (tuple(args), dict(kwargs)),
         dtype=like.dtype,
         device=like.device,

@@ -195,7 +195,8 @@ class _Substitution(Messenger):
 
 
 def _the_latent_site(trace: Any) -> str:
-    latent, partial = [], []
+    latent: list[tuple[str, bool]] = []
+    partial: list[str] = []
     for name, node in trace.nodes.items():
         if node["type"] != "sample" or node["is_observed"]:
             continue

@@ -168,7 +168,8 @@ class ReverseDiffusion(Solved):
         smc = self.guidance if isinstance(self.guidance, TwistedSMC) else None
         guidance: Any = smc.twist if smc else self.guidance
         target = target_of_posterior(self.model, guidance, args, kwargs)
-        self._check(target.potential().fn)
+        potential: Any = target.potential()
+        self._check(potential.fn)
         return target
 
     def __call__(self, fn: ScoreBased, sample_shape: Sequence[int] = ()) -> Tensor:

@@ -3,6 +3,7 @@ r"""A score on distances, handed on to coordinates by the chain rule."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +90,8 @@ class DistanceScore(PointNetwork):
         distance = (square + _TINY).sqrt()
         pairs = self.pairs.expand((*square.shape[:-1], self.pairs.shape[-1]))
         edge = self.of_pairs(torch.cat([distance, pairs], -1))
-        for layer in self.layers:
+        layers: Any = self.layers
+        for layer in layers:
             one, other = self.pairs_of(h)
             edge = edge + layer.edge(torch.cat([edge, one + other, one * other], -1))
             h = h + layer.node(torch.cat([h, edge.mean(-2)], -1))

@@ -3,6 +3,7 @@ r"""A network of points in space that turns with them."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +85,8 @@ class EGNN(PointNetwork):
             ``[*, points, dimensions]``.
         """
         h, at = self.features(x, t, context), x
-        for layer in self.layers:
+        layers: Any = self.layers
+        for layer in layers:
             apart, square = self.differences(at)
             of_pairs = self.pairs.expand((*square.shape[:-1], self.pairs.shape[-1]))
             message = layer.message(torch.cat([*self.pairs_of(h), square, of_pairs], -1))
