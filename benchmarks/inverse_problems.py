@@ -17,7 +17,7 @@ and of the draws are reported
 The row of exact draws says what of that is chance. The methods called exact are so in the limit of
 many steps (and particles), the others are approximations.
 
-    python benchmarks/inverse_problems.py [--draws 4000] [--steps 300]
+    python benchmarks/inverse_problems.py [--draws 2000] [--steps 300]
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--draws", type=int, default=4000)
+    parser.add_argument("--draws", type=int, default=2000)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seed", type=int, default=0)

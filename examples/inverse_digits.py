@@ -232,7 +232,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/inverse_digits"))
-    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--digits", type=int, default=5)
     parser.add_argument("--guidance", nargs="+", default=["mmps", "pigdm", "dps"])
     parser.add_argument("--seed", type=int, default=0)

@@ -1,6 +1,6 @@
 """Molecules from noise: networks that turn with their atoms learn laws that are known.
 
-* A harmonic chain: six atoms, neighbours on springs. Its bonds are independent, and their lengths
+* A harmonic chain: five atoms, neighbours on springs. Its bonds are independent, and their lengths
   follow p(r) ~ r^2 exp(-k (r - 1)^2 / 2).
 * A Lennard-Jones cluster: three atoms that attract each other at a distance and repel each other
   near by, in a weak trap. The law of a distance is found by quadrature over all three. Data come
@@ -109,7 +109,7 @@ def centred(x: Tensor) -> Tensor:
     return x - x.mean(-2, keepdim=True)
 
 
-def chain(atoms: int = 6) -> Molecule:
+def chain(atoms: int = 5) -> Molecule:
     """Neighbours on springs."""
     grid = torch.linspace(0.001, 2, 4000)
     law = Law(grid, grid.square() * torch.exp(-0.5 * STIFFNESS * (grid - 1).square()))
@@ -185,7 +185,7 @@ NETWORKS = {"EGNN": EGNN, "distances": DistanceScore}
 
 def fit(molecule: Molecule, data: Tensor, name: str, epochs: int, compile: bool) -> ScoreModel:
     """A score-based model of a molecule."""
-    shape, width = (molecule.atoms, 3), 48 if compile else 8
+    shape, width = (molecule.atoms, 3), 32 if compile else 8
     process = VarianceExploding(0.02, 3.0)
     network = NETWORKS[name](shape, pairs=molecule.pairs, width=width)
     denoiser = Centred(Preconditioned(network, process, data_std=float(data.std())))
@@ -265,14 +265,14 @@ def main() -> None:
     )
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/molecule"))
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--draws", type=int, default=2000)
+    parser.add_argument("--draws", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true", help="a few steps, to see that it runs")
     options = parser.parse_args()
     options.output_dir.mkdir(parents=True, exist_ok=True)
     pyro.set_rng_seed(options.seed)
     size = 20_000
-    levels, per_level = 25, 40
+    levels, per_level = 20, 30
     if options.smoke:
         options.epochs, options.draws, size, levels, per_level = 1, 20, 300, 3, 2
 
