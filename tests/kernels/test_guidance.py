@@ -7,6 +7,7 @@ import math
 
 import pyro
 import pyro.distributions as dist
+import pyro.infer
 import pytest
 import torch
 from pyro import poutine
@@ -307,6 +308,18 @@ def test_hamiltonian_chains_on_the_density_of_the_prior():
     drawn = mcmc.get_samples(group_by_chain=True)["x"]
     assert (mcmc.info["accept_prob"].mean() > 0.5) & ((drawn[:, 0] != initial["x"]).any())
     assert_moments(drawn[:, -1], start)
+
+
+@pytest.mark.parametrize("guidance", ["mmps", TwistedSMC(4)])
+def test_under_pyro_with_one_chain(guidance):
+    kernel = ReverseDiffusion(observed_by(MIXTURE.prior()), 5, guidance=guidance, compile=False)
+    mcmc = pyro.infer.MCMC(kernel, 4, 0, disable_progbar=True)
+    mcmc.run(OBSERVED)
+    drawn = mcmc.get_samples()["x"]
+    assert drawn.shape == (4, 3)
+    assert len(set(drawn[:, 0].tolist())) == 4
+    info = mcmc.diagnostics()["info"]["chain 0"]
+    assert ("log_evidence" in info) == (guidance != "mmps")
 
 
 @pytest.mark.slow
