@@ -146,7 +146,7 @@ def chains(law: Mixture, draws: int, steps: int) -> Tensor:
     kernel = MALA(inverse(prior), step_size=0.15, adapt_step_size=False, compile=False)
     count = min(draws, 1000)
     initial = {"x": law.sample(count)}
-    mcmc = MCMC(kernel, 1, 150, num_chains=count, initial_params=initial, disable_progbar=True)
+    mcmc = MCMC(kernel, 1, 300, num_chains=count, initial_params=initial, disable_progbar=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "runs without a graph")
         mcmc.run(OBSERVED)
