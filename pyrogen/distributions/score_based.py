@@ -32,6 +32,7 @@ from typing import Any, ClassVar
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
+from pyro.poutine.util import is_validation_enabled
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
@@ -43,6 +44,7 @@ from pyrogen.transforms import ContinuousFlow
 __all__ = ["ScoreBased"]
 
 _EXACT_UP_TO = 64  # dimensions in which the exact trace is worth its price
+_LOST_AT_THE_START = 0.05  # of the data, by processes that begin with a little noise
 
 
 class ScoreBased(TorchDistribution):
@@ -80,8 +82,9 @@ class ScoreBased(TorchDistribution):
 
     Raises:
         TypeError: if the process is not linear, or the denoiser cannot be called.
-        ValueError: for an unknown prediction, times that are not ``0 <= min_time < max_time``,
-            guidance without a context, or if the network returns another shape.
+        ValueError: for an unknown prediction, times that are not ``0 <= min_time < max_time``, a
+            process that does not begin with data, guidance without a context; on call, for times
+            out of range or if the network returns another shape.
 
     Example:
         >>> from pyrogen.processes import VariancePreserving
@@ -177,8 +180,10 @@ class ScoreBased(TorchDistribution):
         Returns:
             the shape of ``x`` (with the batch dimensions of a context).
         """
-        x = self._expanded(x)
-        t = as_time(t, x)
+        x, t = self._expanded(x), as_time(t, x)
+        self._check_time(t)
+        if t.dim():
+            t = t.expand(x.shape[: x.dim() - len(self.event_shape)])
         return convert(self.process, self.raw(x, t), x, t, self.prediction, target)
 
     def raw(self, x: Tensor, t: Tensor) -> Tensor:
@@ -275,6 +280,13 @@ class ScoreBased(TorchDistribution):
         shape = torch.broadcast_shapes(x.shape[:split], self.context.shape[:-1])
         return x.expand((*shape, *self.event_shape))
 
+    def _check_time(self, t: Tensor) -> None:
+        if is_validation_enabled() and bool(((t < 0) | (t > self.max_time * (1 + 1e-6))).any()):
+            raise ValueError(
+                f"t: expected times from 0 (data) to {self.max_time:g} (noise), got "
+                f"{float(t.min()):g} to {float(t.max()):g}"
+            )
+
     def _called(self, x: Tensor, t: Tensor, shape: Size, context: Tensor | None) -> Tensor:
         flat = x.reshape((-1, *self.event_shape))
         inputs = [flat, t.expand(shape).reshape(-1)]
@@ -346,6 +358,11 @@ def _check(process: Any, denoiser: Any, prediction: str, min_time: float, max_ti
         raise TypeError(f"process: expected a LinearProcess, got {type(process).__name__}")
     if not callable(denoiser):
         raise TypeError(f"denoiser: expected a module or a function, got {type(denoiser).__name__}")
+    if is_validation_enabled() and abs(float(process.mean_scale(0.0)) - 1) > _LOST_AT_THE_START:
+        raise ValueError(
+            f"process: expected mean_scale(0) = 1, as data stand at time 0, got "
+            f"{float(process.mean_scale(0.0)):g}"
+        )
     check_parametrization("prediction", prediction)
     if not (0 <= min_time < max_time < math.inf):
         raise ValueError(
