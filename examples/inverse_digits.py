@@ -16,8 +16,8 @@ and the reverse diffusion, guided by the program's likelihood, draws digits that
 * super-resolution: the means of squares of 2 x 2 pixels are seen,
 * colourisation: the mean of the three colours is seen. The hue tells whether the class was found.
 
-Written to ``--output-dir``: ``panel.png`` with test digits, what is seen of them, and draws; and
-``report.md``, for each guidance and problem:
+Written to ``--output-dir``: for each guidance a picture of test digits, what is seen of them, and
+draws (``mmps.png``, ...); and ``report.md``, for each guidance and problem:
 
 * error: of the mean of the draws from the truth, root mean square of the pixels not seen as such,
 * misfit: the mean squared residual of a draw in units of the noise, 1 for draws that fit,
@@ -252,17 +252,15 @@ def main() -> None:
 
     truth, classes = test[: options.digits], classes[: options.digits]
     lines = ["| problem | guidance | error | misfit | hue | seconds |", "|---" * 6 + "|"]
-    shown = {}
     for guidance in options.guidance:
+        results = {}
         for name, problem in PROBLEMS.items():
-            result = solve(problem, prior, guidance, truth, draws, steps)
-            lines.append(result.row(name, guidance, truth, classes))
+            results[name] = solve(problem, prior, guidance, truth, draws, steps)
+            lines.append(results[name].row(name, guidance, truth, classes))
             print(lines[-1], flush=True)
-            if guidance == options.guidance[0]:
-                shown[name] = result
+        panel(truth, results).savefig(options.output_dir / f"{guidance}.png", dpi=200)
     page = "\n".join(["# Inverse problems of coloured digits", "", *lines, ""])
     (options.output_dir / "report.md").write_text(page, encoding="utf-8")
-    panel(truth, shown).savefig(options.output_dir / "panel.png", dpi=200)
     print(f"\n{page}\nwritten to {options.output_dir}/")
 
 
