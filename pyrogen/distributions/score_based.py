@@ -68,10 +68,13 @@ class ScoreBased(TorchDistribution):
         terminal: the law of one event at ``max_time``; by default :math:`N(0, \sigma^2(t_1))`.
         trace: ``"exact"`` or ``"hutchinson"`` divergence; by default exact in up to 64 dimensions.
             Hutchinson's makes log-densities random, without bias.
-        atol: absolute tolerance of the flow's solver, per step and element; see
-            :class:`pyrogen.transforms.ContinuousFlow`.
+        method: the flow's solver; see :class:`pyrogen.transforms.ContinuousFlow`. Densities of an
+            adaptive one cannot be captured in a graph: kernels that need them take
+            ``compile=False``.
+        atol: absolute tolerance of an adaptive solver, per step and element.
         rtol: relative tolerance, likewise.
-        max_steps: how many steps the solver may take.
+        steps: how many steps a solver of fixed steps takes.
+        max_steps: how many steps an adaptive solver may take.
         sampler: draws, ``(distribution, sample_shape) -> [*sample_shape, *batch, *event_shape]``,
             such as :class:`pyrogen.kernels.ReverseDiffusion`. By default the probability flow,
             whose draws have the very density that is returned.
@@ -111,8 +114,10 @@ class ScoreBased(TorchDistribution):
         max_time: float = 1.0,
         terminal: TorchDistribution | None = None,
         trace: str | None = None,
+        method: str = "dopri5",
         atol: float = 1e-5,
         rtol: float = 1e-5,
+        steps: int | None = None,
         max_steps: int = 1000,
         sampler: Callable[[ScoreBased, Size], Tensor] | None = None,
         validate_args: bool | None = None,
@@ -137,7 +142,8 @@ class ScoreBased(TorchDistribution):
                 f"{list(terminal.batch_shape)} and {list(terminal.event_shape)}"
             )
         self._terminal = terminal
-        self._flow_options = {"atol": atol, "rtol": rtol, "max_steps": max_steps}
+        self._flow_options = {"method": method, "atol": atol, "rtol": rtol, "steps": steps}
+        self._flow_options["max_steps"] = max_steps
         self._flow_options["trace"] = trace or (
             "exact" if math.prod(shape) <= _EXACT_UP_TO else "hutchinson"
         )
@@ -223,7 +229,11 @@ class ScoreBased(TorchDistribution):
         """
         if self._validate_args:
             self._validate_sample(value)
-        noise, log_det = self.flow().forward_and_log_det(self._expanded(value))
+        x = self._expanded(value)
+        if _is_one_of_many(x) and not _is_one_of_many(self.context):
+            together: Tensor = _Together.apply(x, self)[0]
+            return together
+        noise, log_det = self.flow().forward_and_log_det(x)
         log_prob: Tensor = self.terminal().log_prob(noise) + log_det
         return log_prob
 
@@ -304,6 +314,43 @@ class _Velocity(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         start, duration = self._fn.min_time, self._fn.max_time - self._fn.min_time
         return duration * self._fn.velocity(x, start + duration * t)
+
+
+def _is_one_of_many(x: Tensor | None) -> bool:
+    """Whether ``vmap`` holds the batch, in which no solver can choose its steps."""
+    return x is not None and torch._C._functorch.is_batchedtensor(x)
+
+
+class _Together(torch.autograd.Function):
+    """The log-density where ``vmap`` has split a batch: solved for the batch, as ever. Its gradient
+    is that in the value."""
+
+    @staticmethod
+    def forward(x: Tensor, fn: ScoreBased) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            at = x.detach().requires_grad_()
+            log_prob = fn.log_prob(at)
+            (gradient,) = torch.autograd.grad(log_prob.sum(), at)
+        return log_prob.detach(), gradient
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.dims = len(inputs[1].event_shape)
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, weight: Tensor, _: Any) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * weight.reshape(weight.shape + (1,) * ctx.dims), None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], x: Tensor, fn: ScoreBased
+    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+        """The batch in front."""
+        dim = in_dims[0]
+        return _Together.apply(x.movedim(0 if dim is None else dim, 0), fn), (0, 0)
 
 
 def _check(process: Any, denoiser: Any, prediction: str, min_time: float, max_time: float) -> None:
