@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,8 @@ class Conditioning(nn.Module):
         self.context_dim = context_dim
         self._network = network
         self.embedding = SinusoidalEmbedding(width + width % 2) if embedding is None else embedding
-        (features,) = self.embedding.out_shape
+        out_shape: Any = self.embedding.out_shape
+        (features,) = out_shape
         self.of_time = linear(features, width)
         self.of_context = linear(context_dim, width, bias=False) if context_dim else None
         self.last = linear(width, width)

@@ -99,4 +99,5 @@ class Preconditioned(nn.Module):
         given = () if context is None else (context,)
         missing = self.network(x / variance.sqrt(), t, *given)
         guess = alpha * self.data_std**2 / variance * x
-        return guess + sigma * self.data_std / variance.sqrt() * missing
+        data: Tensor = guess + sigma * self.data_std / variance.sqrt() * missing
+        return data
