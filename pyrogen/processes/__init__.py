@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pyrogen.processes.brownian import Brownian, OrnsteinUhlenbeck
+from pyrogen.processes.discrete import DiscreteVariancePreserving
 from pyrogen.processes.linear import LinearProcess
 from pyrogen.processes.parametrization import convert
 from pyrogen.processes.process import Process
@@ -17,6 +18,7 @@ from pyrogen.processes.variance_preserving import (
 __all__ = [
     "Brownian",
     "CosineVariancePreserving",
+    "DiscreteVariancePreserving",
     "LinearProcess",
     "OrnsteinUhlenbeck",
     "Process",

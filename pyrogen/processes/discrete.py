@@ -1,0 +1,172 @@
+r"""The variance-preserving process that passes through given levels of noise.
+
+A denoising diffusion model of T steps mixes a share :math:`\beta_k` of noise in at step k,
+
+.. math:: x_k \mid x_{k-1} \sim N\big(\sqrt{1 - \beta_k}\, x_{k-1},\, \beta_k\big), \qquad
+   \bar\alpha_k = \prod_{j \le k} (1 - \beta_j) .
+
+With step k at time :math:`k / T` and a rate that is constant within each step,
+:math:`\beta(t) = -T \log(1 - \beta_k)`, the process of continuous time has exactly these laws at
+the steps, and all between. So whatever is defined for a process applies to the steps.
+
+References:
+    J. Ho, A. Jain, P. Abbeel, *Denoising diffusion probabilistic models*, 2020, arXiv:2006.11239.
+    A. Nichol, P. Dhariwal, *Improved denoising diffusion probabilistic models*, 2021,
+    arXiv:2102.09672.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from pyrogen.processes.linear import LinearProcess
+
+__all__ = ["DiscreteVariancePreserving"]
+
+_EDGE = 1e-4  # of a step: by so much a time at a step may be rounded up and still belong to it
+
+
+class DiscreteVariancePreserving(LinearProcess, nn.Module):
+    r"""The variance-preserving process through the levels of noise of T steps.
+
+    :meth:`linear` and :meth:`cosine` make the usual ones.
+
+    Args:
+        betas: :math:`\beta_1, \ldots, \beta_T`, ``[T]``. They become a buffer.
+
+    Attributes:
+        num_timesteps: T.
+
+    Raises:
+        ValueError: unless they are one or more numbers between 0 and 1.
+
+    Example:
+        >>> process = DiscreteVariancePreserving.linear(1000).double()
+        >>> print(f"{process.mean_scale(torch.tensor(1.0, dtype=torch.float64))**2:.6e}")
+        4.035830e-05
+        >>> steps = DiscreteVariancePreserving(torch.tensor([0.1, 0.5]))
+        >>> steps.variance(torch.tensor([0.0, 0.5, 1.0]))
+        tensor([0.0000, 0.1000, 0.5500])
+    """
+
+    betas: Tensor
+
+    def __init__(self, betas: Tensor) -> None:
+        nn.Module.__init__(self)
+        given = torch.as_tensor(betas).detach()
+        if given.dim() != 1 or not len(given) or not bool(((given > 0) & (given < 1)).all()):
+            raise ValueError(
+                "betas: expected one or more numbers between 0 and 1, one for each step, got "
+                f"{betas}"
+            )
+        self.num_timesteps = len(given)
+        self.register_buffer("betas", given.to(torch.get_default_dtype()))
+
+    @classmethod
+    def linear(
+        cls, num_timesteps: int = 1000, first: float | None = None, last: float | None = None
+    ) -> DiscreteVariancePreserving:
+        """Shares that grow linearly from step to step.
+
+        Args:
+            num_timesteps: T.
+            first: that of step 1, by default 0.1 / T.
+            last: that of step T, by default 20 / T, which is below 1 from T = 21 on.
+
+        Raises:
+            ValueError: if a share is not between 0 and 1.
+        """
+        _check_steps(num_timesteps)
+        first = 0.1 / num_timesteps if first is None else first
+        last = 20 / num_timesteps if last is None else last
+        if not (0 < first < 1 and 0 < last < 1):
+            raise ValueError(
+                f"expected shares first and last between 0 and 1, got {first} and {last}; for few "
+                "steps use cosine, or any process of continuous time"
+            )
+        return cls(torch.linspace(first, last, num_timesteps, dtype=torch.float64))
+
+    @classmethod
+    def cosine(
+        cls, num_timesteps: int = 1000, offset: float = 0.008, largest: float = 0.999
+    ) -> DiscreteVariancePreserving:
+        r"""Shares by which :math:`\bar\alpha_k` falls like a squared cosine.
+
+        Args:
+            num_timesteps: T.
+            offset: keeps the first shares from being tiny.
+            largest: to which the last shares are cut.
+
+        Raises:
+            ValueError: if ``num_timesteps`` is not positive.
+        """
+        _check_steps(num_timesteps)
+        steps = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
+        left = ((steps + offset) / (1 + offset) * (0.5 * math.pi)).cos().square()
+        return cls((1 - left[1:] / left[:-1]).clamp(max=largest))
+
+    def total(self, t: Tensor) -> Tensor:
+        """``B(t)``, the integral of the rate."""
+        return self._total(t).to(t.dtype)
+
+    def rate(self, t: Tensor) -> Tensor:
+        """``beta(t)``; at a step, that of the step which ends there."""
+        steps = self._tables()[1]
+        return (self.num_timesteps * steps[self._cell(t.double())]).to(t.dtype)
+
+    def mean_scale(self, t: Tensor) -> Tensor:
+        """``exp(-B/2)``."""
+        return (-0.5 * self.total(t)).exp()
+
+    def mean_scale_rate(self, t: Tensor) -> Tensor:
+        """``-beta alpha / 2``."""
+        return -0.5 * self.rate(t) * self.mean_scale(t)
+
+    def variance(self, t: Tensor) -> Tensor:
+        """``1 - exp(-B)``."""
+        return -torch.expm1(-self.total(t))
+
+    def variance_rate(self, t: Tensor) -> Tensor:
+        """``beta exp(-B)``."""
+        return self.rate(t) * (-self.total(t)).exp()
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        """``sqrt(beta)``."""
+        return self.rate(t).sqrt()
+
+    def time_of(self, log_snr: Tensor) -> Tensor:
+        """The time at which the log-SNR has the given value."""
+        totals, steps = self._tables()
+        total = softplus(-log_snr.double())
+        cell = torch.searchsorted(totals, total.contiguous()).sub(1).clamp(0, len(steps) - 1)
+        time = (cell + (total - totals[cell]) / steps[cell]) / len(steps)
+        return time.to(log_snr.dtype)
+
+    def _variance_between(self, start: Tensor, end: Tensor) -> Tensor:
+        return -torch.expm1(self._total(start) - self._total(end)).to(end.dtype)
+
+    def _total(self, t: Tensor) -> Tensor:
+        """In double precision, since near times differ in their last digits."""
+        totals, steps = self._tables()
+        t = t.double()
+        cell = self._cell(t)
+        return totals[cell] + (t * self.num_timesteps - cell) * steps[cell]
+
+    def _cell(self, t: Tensor) -> Tensor:
+        """The step that a time belongs to, counted from 0."""
+        cell = (t * self.num_timesteps - _EDGE).ceil().sub(1)
+        return cell.clamp(0, self.num_timesteps - 1).long()
+
+    def _tables(self) -> tuple[Tensor, Tensor]:
+        """``B`` after each step ``[T + 1]``, and what each step adds ``[T]``."""
+        steps = -torch.log1p(-self.betas.double())
+        return torch.cat([steps.new_zeros(1), steps.cumsum(0)]), steps
+
+
+def _check_steps(num_timesteps: int) -> None:
+    if not isinstance(num_timesteps, int) or num_timesteps < 1:
+        raise ValueError(f"num_timesteps: expected a positive integer, got {num_timesteps!r}")

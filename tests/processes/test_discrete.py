@@ -1,0 +1,104 @@
+"""The process through the levels of noise of given steps against the formulas of the steps."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from pyrogen.processes import DiscreteVariancePreserving
+
+T = 1000
+BETAS = torch.linspace(1e-4, 0.02, T, dtype=torch.float64)
+LEFT = (1 - BETAS).cumprod(0)
+STEPS = torch.arange(1, T + 1, dtype=torch.float64) / T
+EPS = torch.finfo(torch.float32).eps
+PROCESSES = {
+    "linear": DiscreteVariancePreserving.linear,
+    "cosine": DiscreteVariancePreserving.cosine,
+}
+usual = pytest.mark.parametrize("make", PROCESSES.values(), ids=PROCESSES.keys())
+
+
+def test_linear_levels():
+    process = DiscreteVariancePreserving.linear()
+    alpha = process.mean_scale(STEPS)
+    # The shares are rounded to single precision, each by eps/2; their sum is 10.
+    torch.testing.assert_close(alpha.square(), LEFT, rtol=10 * EPS, atol=0)
+    assert f"{float(alpha[-1].square()):.6e}" == "4.035830e-05"
+    torch.testing.assert_close(process.variance(STEPS), 1 - LEFT, rtol=EPS, atol=0)
+
+
+def test_cosine_levels():
+    process = DiscreteVariancePreserving.cosine()
+
+    def left(t):
+        return ((t + 0.008) / 1.008 * torch.pi / 2).cos().square()
+
+    expected = left(STEPS) / left(torch.zeros(()))
+    # The last share is cut to 0.999, and the one before it is near 3/4.
+    torch.testing.assert_close(
+        process.mean_scale(STEPS[:-1]).square(), expected[:-1], rtol=100 * EPS, atol=0
+    )
+    assert float(process.betas[-1]) == pytest.approx(0.999)
+
+
+def test_posteriors_of_a_step():
+    """``q(x_{t-1} | x_t, x_0)`` with the coefficients of Ho et al., equations 6 and 7."""
+    process = DiscreteVariancePreserving.linear()
+    k = torch.tensor([2, 3, 500, 1000])
+    beta, left, before = BETAS[k - 1], LEFT[k - 1], LEFT[k - 2]
+    x0, x = torch.randn(2, 4, dtype=torch.float64)
+    bridge = process.bridge(x0, x, (k - 1).double() / T, k.double() / T)
+    of_data = before.sqrt() * beta / (1 - left)
+    of_state = (1 - beta).sqrt() * (1 - before) / (1 - left)
+    torch.testing.assert_close(bridge.mean, of_data * x0 + of_state * x, rtol=0, atol=20 * EPS)
+    torch.testing.assert_close(
+        bridge.variance, (1 - before) / (1 - left) * beta, rtol=20 * EPS, atol=0
+    )
+
+
+@usual
+def test_transitions_in_single_precision(make):
+    """From step to step, also where the sum of all before is 1000 times larger."""
+    process = make()
+    betas = process.betas.double()
+    start, end = (STEPS - 1 / T).float(), STEPS.float()
+    found = process.transition(torch.ones(T), start, end)
+    # Times in single precision are off by up to half a unit in the last place of 1: of the length
+    # 1/1000 of a step, that is T * eps.
+    torch.testing.assert_close(found.variance.double(), betas, rtol=2 * T * EPS, atol=0)
+    torch.testing.assert_close(found.mean.double(), (1 - betas).sqrt(), rtol=T * EPS, atol=0)
+
+
+@usual
+def test_a_step_belongs_to_the_rate_that_ends_there(make):
+    process = make()
+    for dtype in (torch.float32, torch.float64):
+        rate = process.rate(STEPS.to(dtype))
+        expected = -T * torch.log1p(-process.betas.double())
+        torch.testing.assert_close(rate.double(), expected, rtol=1e-6, atol=0)
+
+
+def test_copies_and_conversions():
+    process = DiscreteVariancePreserving.cosine(50)
+    twin = copy.deepcopy(process).double()
+    assert twin.betas.dtype == torch.float64
+    other = DiscreteVariancePreserving.linear(50)
+    other.load_state_dict(process.state_dict())
+    assert torch.equal(other.std(STEPS), process.std(STEPS))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DiscreteVariancePreserving(torch.tensor([0.1, 1.0])), "betas: expected one or"),
+        (lambda: DiscreteVariancePreserving(torch.zeros(0)), "betas: expected one or more"),
+        (lambda: DiscreteVariancePreserving.linear(10), r"last between 0 and 1, got 0.01 and 2"),
+        (lambda: DiscreteVariancePreserving.cosine(0), "num_timesteps: expected a positive"),
+    ],
+)
+def test_wrong_shares_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
