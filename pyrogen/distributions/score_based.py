@@ -36,7 +36,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
 from pyrogen.processes import LinearProcess, convert
-from pyrogen.processes.parametrization import PARAMETRIZATIONS
+from pyrogen.processes.parametrization import check_parametrization
 from pyrogen.processes.process import as_time
 from pyrogen.transforms import ContinuousFlow
 
@@ -88,7 +88,7 @@ class ScoreBased(TorchDistribution):
         >>> fn.log_prob(torch.zeros(2)).round(decimals=3)  # -log(2 pi)
         tensor(-1.8380)
         >>> fn.score(torch.ones(2), 0.5)
-        tensor([-1.0000, -1.0000])
+        tensor([-1., -1.])
         >>> fn.sample((5,)).shape
         torch.Size([5, 2])
     """
@@ -299,10 +299,7 @@ def _check(process: Any, denoiser: Any, prediction: str, min_time: float, max_ti
         raise TypeError(f"process: expected a LinearProcess, got {type(process).__name__}")
     if not callable(denoiser):
         raise TypeError(f"denoiser: expected a module or a function, got {type(denoiser).__name__}")
-    if prediction not in PARAMETRIZATIONS:
-        raise ValueError(
-            f"prediction: expected one of {', '.join(PARAMETRIZATIONS)}, got {prediction!r}"
-        )
+    check_parametrization("prediction", prediction)
     if not (0 <= min_time < max_time < math.inf):
         raise ValueError(
             f"expected times 0 <= min_time < max_time, got {min_time!r} and {max_time!r}"

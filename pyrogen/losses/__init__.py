@@ -6,6 +6,9 @@ and leave the rest of the program to the ELBO that they are given.
 
 from pyrogen.losses.compiled import Compiled
 from pyrogen.losses.contrastive_divergence import ContrastiveDivergence
+from pyrogen.losses.denoising_score_matching import DenoisingScoreMatching, SimpleDiffusion
+from pyrogen.losses.diffusion_elbo import DiffusionELBO
+from pyrogen.losses.flow_matching import FlowMatching
 from pyrogen.losses.noise_contrastive import NoiseContrastive
 from pyrogen.losses.pseudo_likelihood import PseudoLikelihood
 from pyrogen.losses.ratio_matching import RatioMatching
@@ -14,8 +17,12 @@ from pyrogen.losses.score_matching import ScoreMatching
 __all__ = [
     "Compiled",
     "ContrastiveDivergence",
+    "DenoisingScoreMatching",
+    "DiffusionELBO",
+    "FlowMatching",
     "NoiseContrastive",
     "PseudoLikelihood",
     "RatioMatching",
     "ScoreMatching",
+    "SimpleDiffusion",
 ]

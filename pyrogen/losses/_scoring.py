@@ -74,6 +74,19 @@ class ScoringELBO(ELBO):
             parameters, of the value.
         """
 
+    def latent(self, name: str, fn: Any, score: Score) -> Score:
+        """What stands for the log-density of a latent site, as a function of the guide's draw.
+
+        By default the density up to its constant, with the gradient of the surrogate in the
+        parameters of ``fn``.
+
+        Args:
+            name: of the site.
+            fn: its distribution.
+            score: the surrogate of an observed site.
+        """
+        return _Latent(fn, score)
+
     def loss(self, model: Callable[..., Any], guide: Any, *args: Any, **kwargs: Any) -> Any:
         """The estimate, without gradient."""
         result = self.in_place(self.elbo.loss, model, guide, args, kwargs)
@@ -105,7 +118,7 @@ class ScoringELBO(ELBO):
     ) -> Any:
         """Calls a method of the ELBO with the surrogates in place, those of ``self.score`` if no
         others are given."""
-        scoring = _Scoring(self.kind, self.score if score is None else score)
+        scoring = _Scoring(self.kind, self.score if score is None else score, self.latent)
         result = method(scoring(model), guide, *args, **kwargs)
         if not scoring.found:
             raise ValueError(
@@ -132,7 +145,9 @@ class ScoringELBO(ELBO):
         return result
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        return self.elbo._get_trace(_Scoring(self.kind, self.score)(model), guide, args, kwargs)
+        return self.elbo._get_trace(
+            _Scoring(self.kind, self.score, self.latent)(model), guide, args, kwargs
+        )
 
 
 def expanded(fn: Any, value: Tensor) -> Tensor:
@@ -160,7 +175,7 @@ def visit(
     kwargs: Any,
 ) -> list[Visited]:
     """Runs guide and model once, and returns each site of one kind."""
-    scoring = _Scoring(kind, lambda name, fn, value: value)
+    scoring = _Scoring(kind, lambda name, fn, value: value, lambda name, fn, score: score)
     with poutine.block():
         guided = poutine.trace(guide).get_trace(*args, **kwargs)
         traced = poutine.trace(poutine.replay(scoring(model), trace=guided))
@@ -182,10 +197,13 @@ class _Scoring(Messenger):
     """Gives sites of one kind a surrogate for their log-density."""
 
     def __init__(
-        self, kind: type[TorchDistribution], score: Callable[[str, Any, Tensor], Tensor]
+        self,
+        kind: type[TorchDistribution],
+        score: Callable[[str, Any, Tensor], Tensor],
+        latent: Callable[[str, Any, Score], Score],
     ) -> None:
         super().__init__()
-        self._kind, self._score = kind, score
+        self._kind, self._score, self._latent = kind, score, latent
         self.found: dict[str, Any] = {}
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
@@ -194,7 +212,7 @@ class _Scoring(Messenger):
             self.found[name] = fn
             score: Score = partial(self._score, name, fn)
             if not msg["is_observed"]:
-                score = _Latent(fn, score)
+                score = self._latent(name, fn, score)
             msg["fn"] = _Scored(fn, score)
         elif isinstance(innermost(fn), kind):
             raise ValueError(

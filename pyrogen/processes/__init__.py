@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pyrogen.processes.brownian import Brownian, OrnsteinUhlenbeck
 from pyrogen.processes.discrete import DiscreteVariancePreserving
+from pyrogen.processes.learned import LearnedVariancePreserving
 from pyrogen.processes.linear import LinearProcess
-from pyrogen.processes.parametrization import convert
+from pyrogen.processes.parametrization import convert, error_scale, known
 from pyrogen.processes.process import Process
 from pyrogen.processes.rectified import Rectified
 from pyrogen.processes.variance_exploding import VarianceExploding
@@ -19,6 +20,7 @@ __all__ = [
     "Brownian",
     "CosineVariancePreserving",
     "DiscreteVariancePreserving",
+    "LearnedVariancePreserving",
     "LinearProcess",
     "OrnsteinUhlenbeck",
     "Process",
@@ -27,4 +29,6 @@ __all__ = [
     "VarianceExploding",
     "VariancePreserving",
     "convert",
+    "error_scale",
+    "known",
 ]

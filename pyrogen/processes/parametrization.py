@@ -30,7 +30,7 @@ from torch import Tensor
 from pyrogen.processes.linear import LinearProcess
 from pyrogen.processes.process import beside
 
-__all__ = ["PARAMETRIZATIONS", "convert"]
+__all__ = ["PARAMETRIZATIONS", "check_parametrization", "convert", "error_scale", "known"]
 
 PARAMETRIZATIONS = ("data", "noise", "score", "velocity", "v")
 
@@ -65,14 +65,74 @@ def convert(
         True
     """
     for name, kind in (("source", source), ("target", target)):
-        if kind not in PARAMETRIZATIONS:
-            raise ValueError(f"{name}: expected one of {', '.join(PARAMETRIZATIONS)}, got {kind!r}")
+        check_parametrization(name, kind)
     if source == target:
         return prediction
     t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
     at = _Moment(process, x, t)
     data, noise = _FROM[source](at, prediction)
     return _TO[target](at, data, noise)
+
+
+def known(process: LinearProcess, data: Tensor, noise: Tensor, t: Tensor, target: str) -> Tensor:
+    """What a network should predict where data and noise are known.
+
+    Args:
+        process: by which the data are noised.
+        data: ``[*batch, *event]``.
+        noise: standard normal, ``[*batch, *event]``.
+        t: a scalar, or broadcasting against ``[*batch]``.
+        target: what is wanted; see :func:`convert`.
+
+    Example:
+        >>> from pyrogen.processes import Rectified
+        >>> data, noise, t = torch.tensor([1.0]), torch.tensor([3.0]), torch.tensor(0.5)
+        >>> known(Rectified(), data, noise, t, "velocity")
+        tensor([2.])
+    """
+    return _TO[target](_Moment(process, data, t), data, noise)
+
+
+def error_scale(process: LinearProcess, t: Tensor, source: str, target: str) -> Tensor:
+    """How large the error of one prediction is in units of the error of another, at one state.
+
+    Args:
+        process: by which the data are noised.
+        t: times of any shape.
+        source: what is predicted; see :func:`convert`.
+        target: that whose error is wanted.
+
+    Returns:
+        the shape of ``t``.
+
+    Example:
+        >>> from pyrogen.processes import Rectified
+        >>> error_scale(Rectified(), torch.tensor(0.75), "data", "noise")
+        tensor(-0.3333)
+    """
+    if source == target:
+        return torch.ones_like(t)
+    return _error(process, t, target) / _error(process, t, source)
+
+
+def _error(process: LinearProcess, t: Tensor, kind: str) -> Tensor:
+    """The error of a prediction where that of the noise is alpha: finite where alpha is 0."""
+    alpha, sigma = process.mean_scale(t), process.std(t)
+    if kind == "noise":
+        return alpha
+    if kind == "data":
+        return -sigma
+    if kind == "score":
+        return -alpha / sigma
+    if kind == "v":
+        return alpha.square() + sigma.square()
+    return 0.5 * alpha * process.variance_rate(t) / sigma - sigma * process.mean_scale_rate(t)
+
+
+def check_parametrization(name: str, kind: str) -> None:
+    """Raises ``ValueError`` if ``kind`` is none of ``PARAMETRIZATIONS``."""
+    if kind not in PARAMETRIZATIONS:
+        raise ValueError(f"{name}: expected one of {', '.join(PARAMETRIZATIONS)}, got {kind!r}")
 
 
 class _Moment:

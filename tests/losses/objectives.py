@@ -1,4 +1,4 @@
-"""Every objective of an energy-based site, with a model that it trains and data."""
+"""Every objective of an energy-based or score-based site, with a model that it trains and data."""
 
 from __future__ import annotations
 
@@ -8,10 +8,26 @@ import torch
 from pyro.nn import PyroModule
 from torch import nn
 
-from pyrogen.distributions import EnergyBased
-from pyrogen.losses import NoiseContrastive, PseudoLikelihood, RatioMatching, ScoreMatching
+from pyrogen.distributions import EnergyBased, ScoreBased
+from pyrogen.losses import (
+    DenoisingScoreMatching,
+    DiffusionELBO,
+    FlowMatching,
+    NoiseContrastive,
+    PseudoLikelihood,
+    RatioMatching,
+    ScoreMatching,
+    SimpleDiffusion,
+)
 from pyrogen.models import real_nvp
-from pyrogen.nn import MLP
+from pyrogen.nn import MLP, TimeMLP
+from pyrogen.processes import (
+    CosineVariancePreserving,
+    LearnedVariancePreserving,
+    Rectified,
+    VarianceExploding,
+    VariancePreserving,
+)
 
 
 class Energy(PyroModule):
@@ -31,9 +47,28 @@ class Energy(PyroModule):
             return dist.Bernoulli(0.5 * self.one).expand([3]).to_event(1)
         return dist.Normal(0 * self.one, 2 * self.one).expand([3]).to_event(1)
 
+    def site(self):
+        return EnergyBased(self.network, self.base())
+
     def forward(self, data):
         with pyro.plate("data", len(data), dim=-1):
-            pyro.sample("x", EnergyBased(self.network, self.base()), obs=data)
+            pyro.sample("x", self.site(), obs=data)
+
+
+class Score(Energy):
+    """A network as denoiser of three dimensions."""
+
+    def __init__(self, process, prediction):
+        super().__init__()
+        self.network = TimeMLP(3, hidden=(8,))
+        self.process, self.prediction = process, prediction
+
+    def site(self):
+        return ScoreBased(self.process, self.network, 3, self.prediction, min_time=1e-3)
+
+
+def noised(process=VariancePreserving, prediction="noise"):
+    return lambda: (Score(process(), prediction), torch.randn(6, 3))
 
 
 def real():
@@ -62,4 +97,16 @@ OBJECTIVES = {
         real,
     ),
     "noise-contrastive, flow": (flow_noise, real),
+    "noise": (DenoisingScoreMatching, noised()),
+    "likelihood": (lambda: DenoisingScoreMatching("likelihood", num_times=2), noised()),
+    "min-snr": (lambda: DenoisingScoreMatching("min-snr"), noised(prediction="v")),
+    "edm": (lambda: DenoisingScoreMatching("edm"), noised(VarianceExploding, "data")),
+    "levels": (lambda: SimpleDiffusion(num_levels=10), noised(CosineVariancePreserving)),
+    "flow matching": (FlowMatching, noised(Rectified, "velocity")),
+    "transport": (lambda: FlowMatching("optimal-transport"), noised(Rectified, "velocity")),
+    "bound": (DiffusionELBO, noised()),
+    "bound, learned": (
+        lambda: DiffusionELBO(low_discrepancy=False),
+        noised(LearnedVariancePreserving),
+    ),
 }

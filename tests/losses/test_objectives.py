@@ -1,4 +1,4 @@
-"""What holds for every objective that scores energy-based sites."""
+"""What holds for every objective that scores sites without a density."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 
-from pyrogen.distributions import EnergyBased
 from pyrogen.guides import Empty
 from pyrogen.losses import Compiled, PseudoLikelihood, ScoreMatching
 from tests.losses.objectives import OBJECTIVES, binary, real
@@ -86,7 +85,7 @@ def test_outer_plates_are_batches(objective, program):
 
     def nested(x):
         with pyro.plate("outer", 2, dim=-2), pyro.plate("data", 3, dim=-1):
-            pyro.sample("x", EnergyBased(model.network, model.base()), obs=x)
+            pyro.sample("x", model.site(), obs=x)
 
     flat, grid = data[:1].expand(6, 3), data[:1].expand(2, 3, 3)
     torch.manual_seed(1)
