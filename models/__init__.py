@@ -10,6 +10,7 @@ from pyrogen.models.builders import ffjord, glow, iaf, maf, nice, nsf, real_nvp
 from pyrogen.models.conditional_flow import ConditionalFlow
 from pyrogen.models.deep_belief_network import DeepBeliefNetwork
 from pyrogen.models.deep_boltzmann_machine import DeepBoltzmannMachine
+from pyrogen.models.denoising_diffusion import DenoisingDiffusion
 from pyrogen.models.energy_model import EnergyModel
 from pyrogen.models.flow import Flow, bits_per_dimension
 from pyrogen.models.integer_flow import IntegerFlow, LogisticMixtureBase
@@ -37,6 +38,7 @@ __all__ = [
     "ContinuousBernoulli",
     "DeepBeliefNetwork",
     "DeepBoltzmannMachine",
+    "DenoisingDiffusion",
     "EnergyModel",
     "Flow",
     "IntegerFlow",

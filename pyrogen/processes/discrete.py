@@ -5,14 +5,16 @@ A denoising diffusion model of T steps mixes a share :math:`\beta_k` of noise in
 .. math:: x_k \mid x_{k-1} \sim N\big(\sqrt{1 - \beta_k}\, x_{k-1},\, \beta_k\big), \qquad
    \bar\alpha_k = \prod_{j \le k} (1 - \beta_j) .
 
-With step k at time :math:`k / T` and a rate that is constant within each step,
-:math:`\beta(t) = -T \log(1 - \beta_k)`, the process of continuous time has exactly these laws at
-the steps, and all between. So whatever is defined for a process applies to the steps.
+The process of continuous time has exactly these laws at the times :math:`k / T`. Between them, the
+integral of its rate, :math:`B(k/T) = -\log \bar\alpha_k`, is a cubic for each step, and the rate
+:math:`\beta(t) = B'(t)` is continuous and positive. So whatever is defined for a process applies to
+the steps.
 
 References:
     J. Ho, A. Jain, P. Abbeel, *Denoising diffusion probabilistic models*, 2020, arXiv:2006.11239.
     A. Nichol, P. Dhariwal, *Improved denoising diffusion probabilistic models*, 2021,
-    arXiv:2102.09672.
+    arXiv:2102.09672. F. N. Fritsch, R. E. Carlson, *Monotone piecewise cubic interpolation*, 1980,
+    doi:10.1137/0717021.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from pyrogen.processes.linear import LinearProcess
 
 __all__ = ["DiscreteVariancePreserving"]
 
-_EDGE = 1e-4  # of a step: by so much a time at a step may be rounded up and still belong to it
+_NEWTON = 8  # iterations; the rate varies by less than a factor of 8 within a step
 
 
 class DiscreteVariancePreserving(LinearProcess, nn.Module):
@@ -114,9 +116,9 @@ class DiscreteVariancePreserving(LinearProcess, nn.Module):
         return self._total(t).to(t.dtype)
 
     def rate(self, t: Tensor) -> Tensor:
-        """``beta(t)``; at a step, that of the step which ends there."""
-        steps = self._tables()[1]
-        return (self.num_timesteps * steps[self._cell(t.double())]).to(t.dtype)
+        """``beta(t)``."""
+        cubic, inside = self._cubic(t.double())
+        return (self.num_timesteps * _slope(cubic, inside)).to(t.dtype)
 
     def mean_scale(self, t: Tensor) -> Tensor:
         """``exp(-B/2)``."""
@@ -140,31 +142,53 @@ class DiscreteVariancePreserving(LinearProcess, nn.Module):
 
     def time_of(self, log_snr: Tensor) -> Tensor:
         """The time at which the log-SNR has the given value."""
-        totals, steps = self._tables()
         total = softplus(-log_snr.double())
-        cell = torch.searchsorted(totals, total.contiguous()).sub(1).clamp(0, len(steps) - 1)
-        time = (cell + (total - totals[cell]) / steps[cell]) / len(steps)
-        return time.to(log_snr.dtype)
+        cubics = self._cubics()
+        cell = torch.searchsorted(cubics[0].contiguous(), total.contiguous(), right=True) - 1
+        cell = cell.clamp(0, self.num_timesteps - 1)
+        cubic = cubics[:, cell]
+        inside = torch.full_like(total, 0.5)
+        for _ in range(_NEWTON):
+            inside = inside - (_value(cubic, inside) - total) / _slope(cubic, inside)
+            inside = inside.clamp(0, 1)
+        return ((cell + inside) / self.num_timesteps).to(log_snr.dtype)
 
     def _variance_between(self, start: Tensor, end: Tensor) -> Tensor:
         return -torch.expm1(self._total(start) - self._total(end)).to(end.dtype)
 
     def _total(self, t: Tensor) -> Tensor:
         """In double precision, since near times differ in their last digits."""
-        totals, steps = self._tables()
-        t = t.double()
-        cell = self._cell(t)
-        return totals[cell] + (t * self.num_timesteps - cell) * steps[cell]
+        return _value(*self._cubic(t.double()))
 
-    def _cell(self, t: Tensor) -> Tensor:
-        """The step that a time belongs to, counted from 0."""
-        cell = (t * self.num_timesteps - _EDGE).ceil().sub(1)
-        return cell.clamp(0, self.num_timesteps - 1).long()
+    def _cubic(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The coefficients of the cubic at a time, and how far it is within the step."""
+        place = t * self.num_timesteps
+        cell = place.floor().clamp(0, self.num_timesteps - 1)
+        return self._cubics()[:, cell.long()], place - cell
 
-    def _tables(self) -> tuple[Tensor, Tensor]:
-        """``B`` after each step ``[T + 1]``, and what each step adds ``[T]``."""
+    def _cubics(self) -> Tensor:
+        """The coefficients of ``B`` within each step, ``[4, T]``."""
         steps = -torch.log1p(-self.betas.double())
-        return torch.cat([steps.new_zeros(1), steps.cumsum(0)]), steps
+        before, after = torch.cat([steps[:1], steps]), torch.cat([steps, steps[-1:]])
+        # The mean of its neighbours is the rate at a step; at the ends, that of a parabola.
+        rates = 0.5 * (before + after)
+        ends = torch.stack([2 * steps[0] - rates[1], 2 * steps[-1] - rates[-2]])
+        rates = torch.cat([ends[:1], rates[1:-1], ends[1:]])
+        least = torch.minimum(before, after)
+        rates = torch.minimum(torch.maximum(rates, 0.25 * least), 2 * least)  # keeps it positive
+        first, last = rates[:-1], rates[1:]
+        starts = torch.cat([steps.new_zeros(1), steps.cumsum(0)[:-1]])
+        return torch.stack([starts, first, 3 * steps - 2 * first - last, first + last - 2 * steps])
+
+
+def _value(cubic: Tensor, inside: Tensor) -> Tensor:
+    a, b, c, d = cubic
+    return a + inside * (b + inside * (c + inside * d))
+
+
+def _slope(cubic: Tensor, inside: Tensor) -> Tensor:
+    _, b, c, d = cubic
+    return b + inside * (2 * c + inside * 3 * d)
 
 
 def _check_steps(num_timesteps: int) -> None:

@@ -73,12 +73,29 @@ def test_transitions_in_single_precision(make):
 
 
 @usual
-def test_a_step_belongs_to_the_rate_that_ends_there(make):
-    process = make()
-    for dtype in (torch.float32, torch.float64):
-        rate = process.rate(STEPS.to(dtype))
-        expected = -T * torch.log1p(-process.betas.double())
-        torch.testing.assert_close(rate.double(), expected, rtol=1e-6, atol=0)
+def test_the_rate_is_smooth_and_positive(make):
+    """The derivative of the integral, without a jump, and never far from that of the steps."""
+    process = make().double()
+    t = torch.linspace(0, 1, 20 * T + 1, dtype=torch.float64)
+    rate, steps = process.rate(t), -T * torch.log1p(-process.betas.double())
+    middle = 0.5 * (t[1:] + t[:-1])
+    area = (rate[1:] + rate[:-1] + 4 * process.rate(middle)) / 6 / (20 * T)  # exact for cubics
+    torch.testing.assert_close(area, process.total(t).diff(), rtol=1e-7, atol=0)
+    around = torch.stack([steps[:-1], steps[1:]])
+    inner = rate.unfold(0, 21, 20)[1:-1]  # of steps 2 to T - 1, with both ends
+    assert (inner.amin(1) > 0.5 * around[:, 1:].amin(0)).all()
+    torch.testing.assert_close(process.rate(t - 1e-9)[20::20], rate[20::20], rtol=1e-4, atol=0)
+
+
+def test_linear_shares_are_a_rate_linear_in_time():
+    """Up to the curvature of the logarithm: that of step k is beta_k + beta_k^2 / 2."""
+    process, k = (
+        DiscreteVariancePreserving.linear(),
+        torch.tensor([1.0, 10.0, 500.0, 999.0]).double(),
+    )
+    beta = 1e-4 + (0.02 - 1e-4) * (k - 0.5) / 999
+    expected = T * (beta + beta.square() / 2)
+    torch.testing.assert_close(process.rate(k / T), expected, rtol=2e-4, atol=0)
 
 
 def test_copies_and_conversions():
