@@ -6,7 +6,9 @@ num_samples=n)`` it draws them.
 
 from __future__ import annotations
 
+from pyrogen.models.binomial_diffusion import BinomialDiffusion
 from pyrogen.models.builders import ffjord, glow, iaf, maf, nice, nsf, real_nvp
+from pyrogen.models.categorical_diffusion import CategoricalDiffusion
 from pyrogen.models.conditional_flow import ConditionalFlow
 from pyrogen.models.deep_belief_network import DeepBeliefNetwork
 from pyrogen.models.deep_boltzmann_machine import DeepBoltzmannMachine
@@ -33,7 +35,9 @@ __all__ = [
     "LIKELIHOODS",
     "VAE",
     "Bernoulli",
+    "BinomialDiffusion",
     "Categorical",
+    "CategoricalDiffusion",
     "ConditionalFlow",
     "ContinuousBernoulli",
     "DeepBeliefNetwork",

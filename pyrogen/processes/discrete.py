@@ -20,6 +20,8 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +40,7 @@ class DiscreteVariancePreserving(LinearProcess, nn.Module):
     :meth:`linear` and :meth:`cosine` make the usual ones.
 
     Args:
-        betas: :math:`\beta_1, \ldots, \beta_T`, ``[T]``. They become a buffer.
+        betas: :math:`\beta_1, \ldots, \beta_T`, ``[T]``.
 
     Attributes:
         num_timesteps: T.
@@ -66,7 +68,15 @@ class DiscreteVariancePreserving(LinearProcess, nn.Module):
                 f"{betas}"
             )
         self.num_timesteps = len(given)
-        self.register_buffer("betas", given.to(torch.get_default_dtype()))
+        self.register_buffer("betas", given.to(torch.get_default_dtype()), persistent=False)
+        # Near times differ in their last digits: in double precision, whatever the module is in.
+        self._cubics = _cubics(given.double())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Moves what is no buffer to the device of those that are."""
+        super()._apply(fn, recurse)
+        self._cubics = self._cubics.to(self.betas.device)
+        return self
 
     @classmethod
     def linear(
@@ -143,10 +153,9 @@ class DiscreteVariancePreserving(LinearProcess, nn.Module):
     def time_of(self, log_snr: Tensor) -> Tensor:
         """The time at which the log-SNR has the given value."""
         total = softplus(-log_snr.double())
-        cubics = self._cubics()
-        cell = torch.searchsorted(cubics[0].contiguous(), total.contiguous(), right=True) - 1
+        cell = torch.searchsorted(self._cubics[0], total.contiguous(), right=True) - 1
         cell = cell.clamp(0, self.num_timesteps - 1)
-        cubic = cubics[:, cell]
+        cubic = self._cubics[:, cell]
         inside = torch.full_like(total, 0.5)
         for _ in range(_NEWTON):
             inside = inside - (_value(cubic, inside) - total) / _slope(cubic, inside)
@@ -157,28 +166,28 @@ class DiscreteVariancePreserving(LinearProcess, nn.Module):
         return -torch.expm1(self._total(start) - self._total(end)).to(end.dtype)
 
     def _total(self, t: Tensor) -> Tensor:
-        """In double precision, since near times differ in their last digits."""
         return _value(*self._cubic(t.double()))
 
     def _cubic(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """The coefficients of the cubic at a time, and how far it is within the step."""
         place = t * self.num_timesteps
         cell = place.floor().clamp(0, self.num_timesteps - 1)
-        return self._cubics()[:, cell.long()], place - cell
+        return self._cubics[:, cell.long()], place - cell
 
-    def _cubics(self) -> Tensor:
-        """The coefficients of ``B`` within each step, ``[4, T]``."""
-        steps = -torch.log1p(-self.betas.double())
-        before, after = torch.cat([steps[:1], steps]), torch.cat([steps, steps[-1:]])
-        # The mean of its neighbours is the rate at a step; at the ends, that of a parabola.
-        rates = 0.5 * (before + after)
-        ends = torch.stack([2 * steps[0] - rates[1], 2 * steps[-1] - rates[-2]])
-        rates = torch.cat([ends[:1], rates[1:-1], ends[1:]])
-        least = torch.minimum(before, after)
-        rates = torch.minimum(torch.maximum(rates, 0.25 * least), 2 * least)  # keeps it positive
-        first, last = rates[:-1], rates[1:]
-        starts = torch.cat([steps.new_zeros(1), steps.cumsum(0)[:-1]])
-        return torch.stack([starts, first, 3 * steps - 2 * first - last, first + last - 2 * steps])
+
+def _cubics(betas: Tensor) -> Tensor:
+    """The coefficients of ``B`` within each step, ``[4, T]``."""
+    steps = -torch.log1p(-betas)
+    before, after = torch.cat([steps[:1], steps]), torch.cat([steps, steps[-1:]])
+    # The mean of its neighbours is the rate at a step; at the ends, that of a parabola.
+    rates = 0.5 * (before + after)
+    ends = torch.stack([2 * steps[0] - rates[1], 2 * steps[-1] - rates[-2]])
+    rates = torch.cat([ends[:1], rates[1:-1], ends[1:]])
+    least = torch.minimum(before, after)
+    rates = torch.minimum(torch.maximum(rates, 0.25 * least), 2 * least)  # keeps it positive
+    first, last = rates[:-1], rates[1:]
+    starts = torch.cat([steps.new_zeros(1), steps.cumsum(0)[:-1]])
+    return torch.stack([starts, first, 3 * steps - 2 * first - last, first + last - 2 * steps])
 
 
 def _value(cubic: Tensor, inside: Tensor) -> Tensor:
