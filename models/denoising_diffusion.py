@@ -28,6 +28,7 @@ that of the second.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -131,6 +132,7 @@ class DenoisingDiffusion(DiscreteTimeDiffusion):
         if variance == "learned":
             self.mix = nn.Parameter(torch.zeros(num_timesteps))
         self.distribution()  # refuses what does not fit
+        self._table = _fixed_coefficients(self)
 
     def distribution(
         self, context: Tensor | None = None, guidance_scale: float = 1.0
@@ -174,14 +176,15 @@ class DenoisingDiffusion(DiscreteTimeDiffusion):
             k: integers ``1..T``, broadcasting against ``[*batch]``.
         """
         k, x0 = self.together(k, self._as_state(data))
-        law = self.process.marginal(x0, self._time(k, x0))
-        return self._joined(law.mean, law.stddev)
+        at = self._at(k, x0)
+        return self._joined(at["mean_scale"] * x0, at["std"])
 
     def posterior(self, x: Tensor, data: Tensor, k: Tensor) -> TorchDistribution:
         """``q(x_{k-1} | x_k, x_0)`` for ``k > 1``; arguments as for :meth:`noised`."""
         k, x, x0 = self.together(k, x, self._as_state(data))
-        law = self._bridge(x0, x, k)
-        return self._joined(law.mean, law.stddev)
+        at = self._at(k, x)
+        std = (0.5 * at["log_small"]).exp()
+        return self._joined(at["of_data"] * x0 + at["of_state"] * x, std)
 
     def reverse(
         self, x: Tensor, k: Tensor, context: Tensor | None = None
@@ -194,60 +197,52 @@ class DenoisingDiffusion(DiscreteTimeDiffusion):
             context: ``[features]`` or broadcasting against ``[*batch, features]``.
         """
         k, x = self.together(k, x)
-        guess, mix = self._guess(x, k, context)
-        step = self._bridge(guess, x, k)
-        std = self._std(k, x, step.variance, mix)
-        later = self._joined(step.mean, std, _Drawn)
+        at = self._at(k, x)
+        guess, mix = self._guess(x, k, at, context)
+        std = (0.5 * (at["log_small"].lerp(at["log_large"], mix))).exp()
+        step = self._joined(at["of_data"] * guess + at["of_state"] * x, std, _Drawn)
         if self.levels is None:
-            return later, self._joined(guess, std, _Drawn)
+            return step, self._joined(guess, std, _Drawn)
         data = DiscretizedNormal(guess, std.expand_as(guess), self.levels)
-        return later, data.to_event(len(self.event_shape))
+        return step, data.to_event(len(self.event_shape))
 
     def guess(self, x: Tensor, k: Tensor, context: Tensor | None = None) -> Tensor:
         """The mean of the data given a state; arguments as for :meth:`reverse`."""
         k, x = self.together(k, x)
-        return self._guess(x, k, context)[0]
+        return self._guess(x, k, self._at(k, x), context)[0]
 
-    def _guess(self, x: Tensor, k: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | float]:
-        """The guess of the data, and how to mix large and small variances."""
-        result, shape, mix = self.called(x, k, context), x.shape, self._mix(k, x)
-        expected = shape if self.variance != "network" else (*k.shape, 2, *self.event_shape)
+    def _guess(
+        self, x: Tensor, k: Tensor, at: dict[str, Tensor], context: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The guess of the data, and how to mix small (0) and large (1) variances."""
+        result = self.called(x, k, context)
+        expected = x.shape if self.variance != "network" else (*k.shape, 2, *self.event_shape)
         if result.shape[: k.dim()] != k.shape or result.numel() != torch.Size(expected).numel():
             raise ValueError(
                 f"denoiser: expected shape {['n', *expected[k.dim() :]]}, got "
                 f"{['n', *result.shape[k.dim() :]]}"
             )
+        mix = at["mix"]
         if self.variance == "network":
             result, mix = result.reshape(expected).unbind(k.dim())
-        t = self._time(k, x)
-        data = convert(self.process, result, x, t, self.prediction, "data")
+        data = at["guess_of_state"] * x + at["guess_of_result"] * result
         return data if self.clip is None else data.clamp(-self.clip, self.clip), mix
 
-    def _mix(self, k: Tensor, x: Tensor) -> Tensor | float:
+    def _at(self, k: Tensor, x: Tensor) -> dict[str, Tensor]:
+        """The coefficients of steps, beside events."""
+        table = self._table if self._table is not None else _coefficients(self)
+        rows = table[:, k - 1].to(x.dtype).reshape(-1, *k.shape, *[1] * len(self.event_shape))
+        at = dict(zip(_ROWS, rows.unbind(), strict=True))
         if self.variance == "learned":
-            return self._beside(self.mix[k - 1])
-        return 1.0 if self.variance == "large" else 0.0
+            at["mix"] = self.mix[k - 1].reshape(at["mix"].shape)
+        return at
 
-    def _bridge(self, x0: Tensor, x: Tensor, k: Tensor) -> torch.distributions.Normal:
-        """At ``k = 1``, where the state before is the datum itself, that of ``k = 2``."""
-        k = k.clamp(min=2)
-        return self.process.bridge(x0, x, self._time(k - 1, x), self._time(k, x))
-
-    def _std(self, k: Tensor, x: Tensor, small: Tensor, mix: Tensor | float) -> Tensor:
-        """The standard deviation of the model's step, given the small variance beside events."""
-        later = k.clamp(min=2)
-        before, now = self._time(later - 1, x), self._time(later, x)
-        large = self.process.transition(torch.ones_like(now), before, now).variance
-        first = self.process.variance(self._time(torch.ones_like(k), x))
-        log_large = self._beside(torch.where(k > 1, large, first).log())
-        log_ratio = small.log() - self._beside(large.log())
-        return (0.5 * (log_large + (1 - mix) * log_ratio)).exp()
-
-    def _time(self, k: Tensor, x: Tensor) -> Tensor:
-        return k.to(x.dtype) / self.num_timesteps
-
-    def _beside(self, value: Tensor) -> Tensor:
-        return value.reshape(*value.shape, *[1] * len(self.event_shape))
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Moves the table with the rest, in double precision whatever the module is in."""
+        super()._apply(fn, recurse)
+        if self._table is not None:
+            self._table = self._table.to(self.distribution().like.device)
+        return self
 
     def _as_state(self, data: Tensor) -> Tensor:
         if self.levels is None:
@@ -257,6 +252,50 @@ class DenoisingDiffusion(DiscreteTimeDiffusion):
     def _joined(self, mean: Tensor, std: Tensor, kind: type = dist.Normal) -> TorchDistribution:
         joined: TorchDistribution = kind(mean, std.expand_as(mean)).to_event(len(self.event_shape))
         return joined
+
+
+_ROWS = (
+    "mean_scale", "std", "of_data", "of_state", "log_small", "log_large", "mix",
+    "guess_of_state", "guess_of_result",
+)  # fmt: skip
+
+
+@torch.no_grad()
+def _fixed_coefficients(model: DenoisingDiffusion) -> Tensor | None:
+    """The table, unless the process is still being learned."""
+    process = model.process
+    learned = isinstance(process, nn.Module) and any(p.requires_grad for p in process.parameters())
+    return None if learned else _coefficients(model)
+
+
+def _coefficients(model: DenoisingDiffusion) -> Tensor:
+    """What the laws of all steps are made of, ``[rows, T]``, in double precision."""
+    process, steps = model.process, model.num_timesteps
+    own = [*process.parameters(), *process.buffers()] if isinstance(process, nn.Module) else []
+    device = own[0].device if own else None
+    t = torch.arange(1, steps + 1, dtype=torch.float64, device=device) / steps
+    one, zero = torch.ones_like(t), torch.zeros_like(t)
+    # At step 1, where the state before is the datum itself, the bridge is that of step 2.
+    now = torch.cat([t[1:2], t[1:]])
+    before = now - 1 / steps
+    bridge = process.bridge(one, zero, before, now)
+    large = process.transition(one, before, now).variance
+    log_ratio = bridge.variance.log() - large.log()
+    log_large = torch.cat([process.variance(t[:1]), large[1:]]).log()
+    mix = one if model.variance == "large" else zero
+    kind = model.prediction
+    rows = {
+        "mean_scale": process.mean_scale(t),
+        "std": process.std(t),
+        "of_data": bridge.mean,
+        "of_state": process.bridge(zero, one, before, now).mean,
+        "log_small": log_large + log_ratio,
+        "log_large": log_large,
+        "mix": mix,
+        "guess_of_state": convert(process, zero, one, t, kind, "data"),
+        "guess_of_result": convert(process, one, zero, t, kind, "data"),
+    }
+    return torch.stack([rows[name] for name in _ROWS])
 
 
 class _Drawn(dist.Normal):  # type: ignore[misc]

@@ -30,7 +30,7 @@ from pyrogen.guides import (
     ForwardNoising,
     UniformDequantization,
 )
-from pyrogen.models import VAE, DenoisingDiffusion, Flow
+from pyrogen.models import VAE, CategoricalDiffusion, DenoisingDiffusion, Flow
 from pyrogen.nn import MLP, ModulatedMLP
 from pyrogen.transforms import ActNorm, AffineCoupling
 
@@ -184,14 +184,18 @@ def written_by_hand(elbo, model, guide):
     return lambda: (elbo, model, guide, (torch.randn(8) + 1,))
 
 
-def diffusion(elbo, subsample_size=2, **options):
-    def make():
-        model = DenoisingDiffusion(
-            ModulatedMLP(2, width=8, num_blocks=1), 2, 30, subsample_size=subsample_size, **options
-        )
-        return elbo, model, ForwardNoising(model), (torch.randn(6, 2),)
+def diffusion():
+    model = DenoisingDiffusion(
+        ModulatedMLP(2, width=8, num_blocks=1), 2, 30, variance="learned", subsample_size=2
+    )
+    return TraceMeanField_ELBO(), model, ForwardNoising(model), (torch.randn(6, 2),)
 
-    return make
+
+def diffusion_of_levels():
+    model = CategoricalDiffusion(
+        ModulatedMLP((2, 4), width=8, num_blocks=1), (2,), 3, 30, subsample_size=2
+    )
+    return TraceMeanField_ELBO(), model, ForwardNoising(model), (torch.randint(3, (6, 2)),)
 
 
 PAIRS = {
@@ -207,8 +211,8 @@ PAIRS = {
     "vae, flow posterior": vae_with_flow,
     "flow": flow(),
     "flow, levels": flow(levels=5),
-    "diffusion, analytic KL": diffusion(TraceMeanField_ELBO()),
-    "diffusion, learned variances": diffusion(Trace_ELBO(), variance="learned"),
+    "diffusion": diffusion,
+    "diffusion of levels": diffusion_of_levels,
     "eight schools": auto(TraceMeanField_ELBO(), eight_schools),
     "eight schools, low rank": auto(Trace_ELBO(), eight_schools, AutoLowRankMultivariateNormal),
     "eight schools, flow": auto(Trace_ELBO(), eight_schools, AutoIAFNormal, hidden_dim=[12]),
