@@ -1,6 +1,9 @@
-r"""The variational autoencoder: a Gaussian latent, a decoder network and a likelihood.
+r"""The variational autoencoder: a latent vector, a decoder network and a likelihood.
 
 .. math:: z \sim N(0, I_d), \qquad x \mid z \sim p(x \mid \theta = \mathrm{decoder}(z)) .
+
+The prior may be any other law of vectors: a flow, an energy, or a diffusion, with which it is a
+latent diffusion model.
 
 ``beta`` multiplies the log-density of ``z`` in the model and, given to the guide as well, in the
 guide, so that a loss of Pyro becomes distortion + beta × rate:
@@ -15,9 +18,9 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
@@ -25,6 +28,7 @@ from pyro.nn import PyroModule
 from torch import Size, Tensor, nn
 
 from pyrogen.checks import check_data
+from pyrogen.distributions._base import as_base
 from pyrogen.models.likelihoods import Likelihood, as_likelihood
 
 __all__ = ["VAE"]
@@ -45,6 +49,11 @@ class VAE(PyroModule):
             :class:`~pyrogen.models.Likelihood`.
         beta: weight of the KL term, > 0. Give the guide the same. It becomes a buffer, so that it
             can be changed between steps: ``model.beta.fill_(0.5); guide.beta.fill_(0.5)``.
+        prior: the law of ``z``: a distribution of event shape ``[latent_dim]``, such as
+            :class:`~pyrogen.distributions.ScoreBased`; a program whose ``distribution()`` returns
+            one, such as :class:`~pyrogen.models.ScoreModel` or :class:`~pyrogen.models.Flow`; or a
+            module that returns one. By default standard normal. What it has of parameters is
+            trained with the rest, by a loss for its kind.
 
     Attributes:
         event_shape: shape of one datum.
@@ -53,13 +62,16 @@ class VAE(PyroModule):
 
     Raises:
         TypeError: if ``decoder`` is no ``torch.nn.Module``.
-        ValueError: if ``latent_dim`` or ``beta`` is not positive, the likelihood is unknown, or the
-            decoder does not map ``[2, latent_dim]`` to ``[2, *event_shape]``.
+        ValueError: if ``latent_dim`` or ``beta`` is not positive, the likelihood is unknown, the
+            decoder does not map ``[2, latent_dim]`` to ``[2, *event_shape]``, or the prior is over
+            events of another shape.
 
     References:
         D. P. Kingma, M. Welling, *Auto-encoding variational Bayes*, 2013, arXiv:1312.6114.
         I. Higgins et al., *beta-VAE: learning basic visual concepts with a constrained variational
         framework*, 2017.
+        A. Vahdat, K. Kreis, J. Kautz, *Score-based generative modeling in latent space*, 2021,
+        arXiv:2106.05931.
 
     Example:
         >>> import torch
@@ -79,6 +91,7 @@ class VAE(PyroModule):
         latent_dim: int,
         likelihood: str | Likelihood = "bernoulli",
         beta: float = 1.0,
+        prior: Any = None,
     ) -> None:
         super().__init__()
         _check_arguments(decoder, latent_dim, beta)
@@ -90,13 +103,23 @@ class VAE(PyroModule):
         self._parameter_shape = tuple(parameters.shape[1:])
         self.likelihood.to(parameters)
         self.register_buffer("beta", parameters.new_tensor(beta))
-        self.register_buffer("_zeros", parameters.new_zeros(latent_dim), persistent=False)
-        self.register_buffer("_ones", parameters.new_ones(latent_dim), persistent=False)
+        self._prior = as_base(latent_dim if prior is None else prior)
+        if prior is None:
+            self._prior.to(parameters)
+        self._check_prior()
 
     def prior(self) -> TorchDistribution:
-        """Returns the standard normal distribution of ``z``, event shape ``[latent_dim]``."""
-        prior: TorchDistribution = dist.Normal(self._zeros, self._ones).to_event(1)
+        """Returns the distribution of ``z``, event shape ``[latent_dim]``."""
+        prior: TorchDistribution = self._prior()
         return prior
+
+    def _check_prior(self) -> None:
+        prior = self.prior()
+        if prior.event_shape != (self.latent_dim,) or prior.batch_shape:
+            raise ValueError(
+                f"prior: expected event shape [{self.latent_dim}] and batch shape [], got "
+                f"{list(prior.event_shape)} and {list(prior.batch_shape)}"
+            )
 
     def decode(self, z: Tensor) -> TorchDistribution:
         """Returns the likelihood at ``z``.
@@ -145,7 +168,7 @@ class VAE(PyroModule):
             raise ValueError(
                 f"num_samples: expected None with data, got {num_samples}; pass data=None to draw"
             )
-        dtype = self.likelihood.data_dtype(self._zeros.dtype)
+        dtype = self.likelihood.data_dtype(self.beta.dtype)
         check_data(data, self.event_shape, dtype=dtype)
         self.likelihood.check_support(data, self._parameter_shape, name="x")
         return data.shape[-1 - len(self.event_shape)]

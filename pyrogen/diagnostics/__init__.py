@@ -3,7 +3,8 @@
 :func:`from_svi` and :func:`from_mcmc` gather a fit for ArviZ; :func:`psis_khat`,
 :func:`latent_report` and :func:`iwae_bound` say how good it is, :func:`nested_rhat` and
 :func:`langevin_bias` whether chains can be trusted, :func:`calibration` and
-:func:`out_of_distribution` whether a classifier can; the ``plot_`` functions show it. All of them
+:func:`out_of_distribution` whether a classifier can, :func:`two_sample_test` whether draws can be
+told from data; the ``plot_`` functions show it. All of them
 report the programs without their scales: a ``beta`` or a minibatch changes what is trained, not
 what is measured.
 """
@@ -29,6 +30,7 @@ from pyrogen.diagnostics.plots import (
 from pyrogen.diagnostics.psis import ParetoDiagnostic, psis_khat
 from pyrogen.diagnostics.report import LatentReport, LatentSite, PosteriorCollapseWarning
 from pyrogen.diagnostics.svi import from_svi
+from pyrogen.diagnostics.two_sample import TwoSampleTest, two_sample_test
 
 __all__ = [
     "AnnealedEstimate",
@@ -41,6 +43,7 @@ __all__ = [
     "ParetoDiagnostic",
     "PosteriorCollapseWarning",
     "SiteBias",
+    "TwoSampleTest",
     "ais",
     "calibration",
     "from_mcmc",
@@ -57,4 +60,5 @@ __all__ = [
     "plot_reconstructions",
     "plot_reliability",
     "psis_khat",
+    "two_sample_test",
 ]

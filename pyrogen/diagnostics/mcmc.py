@@ -153,7 +153,8 @@ def _draw_stats(info: Mapping[str, NDArray[Any]]) -> Stats:
         name = _ARVIZ_NAMES.get(field, field)
         own = [f"{name}_dim_{i}" for i in range(value.ndim - 2)]
         stats[name] = (["chain", "draw", *own], value.astype(int) if name == "n_steps" else value)
-    stats["lp"] = (["chain", "draw"], -info["potential_energy"])
+    if "potential_energy" in info:
+        stats["lp"] = (["chain", "draw"], -info["potential_energy"])
     return stats
 
 

@@ -31,13 +31,41 @@ class StandardNormal(nn.Module):
         return joined
 
 
+class _OfProgram(nn.Module):
+    """The distribution of a program."""
+
+    def __init__(self, program: Any) -> None:
+        super().__init__()
+        self.program = program
+
+    def forward(self, *context: Tensor) -> TorchDistribution:
+        fn: TorchDistribution = self.program.distribution(*context)
+        return fn
+
+
+class _OfNetworks(nn.Module):
+    """A distribution that consists of modules, whose parameters it shows."""
+
+    def __init__(self, fn: TorchDistribution) -> None:
+        super().__init__()
+        self._fn = fn
+        self.parts = nn.ModuleDict(
+            {name: part for name, part in vars(fn).items() if isinstance(part, nn.Module)}
+        )
+
+    def forward(self, *context: Tensor) -> TorchDistribution:
+        return self._fn
+
+
 def as_base(base: Any) -> nn.Module:
     """Returns a module that makes the base distribution when called.
 
     Args:
         base: the shape of an event (an integer ``n`` means ``(n,)``), for a standard normal; a
-            distribution of batch shape ``[]``, which stays as it is; or a module, called without
-            arguments (with the context, where there is one), that returns one.
+            distribution of batch shape ``[]``, which stays as it is, or is trained with the modules
+            that it consists of; a program whose ``distribution()`` returns one, such as
+            :class:`pyrogen.models.Flow`; or a module, called without arguments (with the context,
+            where there is one), that returns one.
 
     Raises:
         TypeError: if it is none of these.
@@ -45,13 +73,15 @@ def as_base(base: Any) -> nn.Module:
             size is not positive.
     """
     if isinstance(base, nn.Module):
-        return base
+        return _OfProgram(base) if callable(getattr(base, "distribution", None)) else base
     if isinstance(base, Distribution):
         if base.batch_shape:
             raise ValueError(
                 f"base: expected batch shape [], got {list(base.batch_shape)}; make the batch part "
                 f"of the event with .to_event({len(base.batch_shape)})"
             )
+        if any(isinstance(part, nn.Module) for part in vars(base).values()):
+            return _OfNetworks(base)
         try:
             return Held(base)
         except ValueError as error:

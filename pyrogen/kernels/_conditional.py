@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, ClassVar
 
-import pyro
 import torch
 from pyro import poutine
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Transform, constraints
 
 from pyrogen.distributions import CategoricalUnits, EnergyBased, Units
 from pyrogen.kernels._chains import Chains
 from pyrogen.kernels._kernel import Kernel, _floating
+from pyrogen.kernels._one_site import OneSite, distribution_at
 from pyrogen.kernels._potential import Potential
 from pyrogen.kernels._runner import Runner
 from pyrogen.kernels._target import Layout, Target
@@ -72,7 +70,9 @@ class Conditional(Kernel):
     def __init__(
         self, model: Callable[..., Any] | EnergyBased | None = None, *, compile: bool = True
     ) -> None:
-        super().__init__(_Site(model) if isinstance(model, EnergyBased) else model, compile=compile)
+        super().__init__(
+            OneSite(model) if isinstance(model, EnergyBased) else model, compile=compile
+        )
 
     @abstractmethod
     def step(self, potential: Any, state: Any, tuning: Any) -> tuple[Any, Any]:
@@ -168,16 +168,6 @@ def energy_based_site(
     return first, node["fn"]
 
 
-class _Site:
-    """The model of one site."""
-
-    def __init__(self, fn: EnergyBased) -> None:
-        self.fn = fn
-
-    def __call__(self) -> None:
-        pyro.sample("x", self.fn)
-
-
 class _SitePotential:
     """Runs the model up to its energy-based site, whose parameters are read at every call."""
 
@@ -186,32 +176,12 @@ class _SitePotential:
 
     def __call__(self, layout: Layout, arguments: Any, vectorized: bool) -> ConditionalPotential:
         args, kwargs = arguments
-        stop = _StopAt(self._name)
-        with suppress(_Reached), poutine.block(), up_to_a_constant(), stop:
-            self._model(*args, **kwargs)
-        return ConditionalPotential(stop.fn)
+        return ConditionalPotential(distribution_at(self._model, self._name, args, kwargs))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _SitePotential) and vars(self) == vars(other)
 
     __hash__ = None  # type: ignore[assignment]
-
-
-class _Reached(Exception):  # noqa: N818 no error
-    pass
-
-
-class _StopAt(Messenger):
-    fn: Any = None
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self._name = name
-
-    def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if msg["name"] == self._name:
-            self.fn = msg["fn"]
-            raise _Reached
 
 
 def _target(name: str, fn: Any, make_potential: Any, arguments: Any = ()) -> Target:

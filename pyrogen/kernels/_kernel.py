@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, NamedTuple, TypedDict
 
 import pyro
 import torch
@@ -24,7 +24,14 @@ from pyrogen.kernels._shell import Shell
 from pyrogen.kernels._target import Target
 from pyrogen.kernels._tuning import Tuning
 
-__all__ = ["Kernel", "Source"]
+__all__ = ["Arrival", "Kernel", "Source"]
+
+
+class Arrival(NamedTuple):
+    """Where chains are, ``[chains, size]``, and which of them diverged on the way, ``[chains]``."""
+
+    position: Tensor
+    diverged: Tensor
 
 
 class Source(TypedDict, total=False):
@@ -76,6 +83,9 @@ class Kernel(MCMCKernel):
 
     can_diverge: ClassVar[bool] = True
     """Whether a step may end where a number is not finite."""
+
+    is_independent: ClassVar[bool] = False
+    """Whether a draw does not depend on the one before, so that there is nothing to warm up."""
 
     unrecorded: ClassVar[tuple[str, ...]] = ()
     """Fields of ``info`` that are for warm-up alone."""
@@ -133,6 +143,14 @@ class Kernel(MCMCKernel):
         A kernel whose steps differ in length overrides it with a loop over several graphs.
         """
         return run(self.step, state, tuning)  # type: ignore[no-any-return]
+
+    def last(self, run: Runner, state: Any, tuning: Any, iteration: int) -> Arrival:
+        """The last of some steps, of which nothing is used but where the chains are.
+
+        A kernel overrides it if that is cheaper than a :meth:`transition`.
+        """
+        state, info = self.transition(run, state, tuning, iteration)
+        return Arrival(state.position, info.diverging)
 
     def probe(self, run: Runner, state: Any, tuning: Any) -> Tensor:
         """Acceptance probabilities ``[chains]`` of a trial step, to find a first step size."""

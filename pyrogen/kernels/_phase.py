@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
 from pyrogen.distributions import EnergyBased
-from pyrogen.kernels._kernel import Kernel
+from pyrogen.kernels._kernel import Arrival, Kernel
 from pyrogen.kernels._potential import Potential
 from pyrogen.kernels._target import Target
 
-__all__ = ["Phase", "initial_position", "moved", "points"]
-
-
-class Phase(NamedTuple):
-    """Where chains are, ``[chains, size]``, and which of them diverged on the way, ``[chains]``."""
-
-    position: Tensor
-    diverged: Tensor
+__all__ = ["Direct", "initial_position", "moved", "points"]
 
 
 def initial_position(target: Target, fn: EnergyBased, num_chains: int) -> Tensor:
@@ -30,7 +23,7 @@ def initial_position(target: Target, fn: EnergyBased, num_chains: int) -> Tensor
     return target.start(fn.initial_point((num_chains,)))
 
 
-def moved(kernel: Kernel, target: Target, position: Tensor, num_steps: int) -> Phase:
+def moved(kernel: Kernel, target: Target, position: Tensor, num_steps: int) -> Arrival:
     """``num_steps`` transitions of every chain.
 
     Args:
@@ -42,11 +35,14 @@ def moved(kernel: Kernel, target: Target, position: Tensor, num_steps: int) -> P
     potential, tuning = target.potential(), kernel.initial_tuning(target)
     state = kernel.init(potential, position, tuning)
     diverged = ~state.position.isfinite().all(-1)
-    run: Any = _Direct(potential)
-    for iteration in range(num_steps):
+    run: Any = Direct(potential)
+    if num_steps == 0:
+        return Arrival(state.position, diverged)
+    for iteration in range(num_steps - 1):
         state, info = kernel.transition(run, state, tuning, iteration)
         diverged = diverged | info.diverging
-    return Phase(state.position, diverged)
+    position, diverging = kernel.last(run, state, tuning, num_steps - 1)
+    return Arrival(position, diverged | diverging)
 
 
 def points(target: Target, fn: EnergyBased, position: Tensor) -> Tensor:
@@ -57,16 +53,18 @@ def points(target: Target, fn: EnergyBased, position: Tensor) -> Tensor:
     return target.constrain({name: position.reshape((-1, *batch, *shape))})[name]
 
 
-class _Direct:
+class Direct:
     """Calls a kernel's functions as they are, in place of a runner of graphs."""
 
     def __init__(self, potential: Potential) -> None:
         self._potential = potential
 
     def __call__(self, function: Any, *tensors: Any) -> Any:
+        """``function(potential, *tensors)``."""
         return function(self._potential, *tensors)
 
     once = __call__
 
     def plain(self, function: Any, *tensors: Any) -> Any:
+        """``function(*tensors)``."""
         return function(*tensors)

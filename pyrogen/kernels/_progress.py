@@ -44,10 +44,7 @@ class Progress:
         self._drawn = time.monotonic()
         self._bar.update(self._done - self._bar.n)
         self._bar.set_description(stage, refresh=False)
-        self._bar.set_postfix(
-            {
-                "accept": f"{float(info.accept_prob.mean()):.2f}",
-                "step size": f"{float(info.step_size.mean()):.2e}",
-                "diverging": int(info.diverging.sum()),
-            }
-        )
+        shown: dict[str, Any] = {"accept": f"{float(info.accept_prob.mean()):.2f}"}
+        if hasattr(info, "step_size"):
+            shown["step size"] = f"{float(info.step_size.mean()):.2e}"
+        self._bar.set_postfix({**shown, "diverging": int(info.diverging.sum())})

@@ -47,6 +47,11 @@ class Runner:
         if previous is not None and previous._target.make_potential == target.make_potential:
             self._captured = previous._captured
 
+    @property
+    def target(self) -> Target:
+        """What is sampled."""
+        return self._target
+
     def __call__(self, function: Callable[..., Any], *tensors: Any) -> Any:
         """``function(potential, *tensors)``."""
         return self._run(function, True, self._compile, tensors)

@@ -36,8 +36,8 @@ class MCMC:
     Args:
         kernel: how the chains move; it holds the model.
         num_samples: draws of each chain.
-        warmup_steps: steps before the first draw, in which the kernel is tuned; as many as
-            ``num_samples`` by default.
+        warmup_steps: steps before the first draw, in which the kernel is tuned; by default as many
+            as ``num_samples``, or none where the kernel's draws are independent.
         num_chains: how many chains.
         chain_batch_size: the most chains that are moved at once, to bound memory; the batches run
             one after another and each tunes the kernel for itself.
@@ -86,8 +86,9 @@ class MCMC:
         kernel.check_target()
         self.kernel = kernel
         self.num_samples = whole("num_samples", num_samples, 1)
+        usual = 0 if kernel.is_independent else num_samples
         self.warmup_steps = whole(
-            "warmup_steps", num_samples if warmup_steps is None else warmup_steps, 0
+            "warmup_steps", usual if warmup_steps is None else warmup_steps, 0
         )
         self.num_chains = whole("num_chains", num_chains, 1)
         self.thinning = whole("thinning", thinning, 1)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import Trace_ELBO
 from pyro.nn import PyroModule, PyroSample
 from torch import nn
 
-from pyrogen.models import LIKELIHOODS, VAE, Normal
-from pyrogen.nn import MLP
+from pyrogen.guides import AmortizedNormal
+from pyrogen.kernels import MALA
+from pyrogen.losses import ContrastiveDivergence, DiffusionELBO
+from pyrogen.models import LIKELIHOODS, VAE, EnergyModel, Normal, ScoreModel, real_nvp
+from pyrogen.nn import MLP, TimeMLP
+from pyrogen.processes import VariancePreserving
 from tests.statistics import assert_mean_close
 
 
@@ -190,3 +197,36 @@ def test_wrong_number_of_samples_is_refused(num_samples):
 def test_data_and_a_number_of_samples_exclude_each_other():
     with pytest.raises(ValueError, match=r"num_samples: expected None with data, got 3"):
         VAE(nn.Linear(2, 4), 2)(torch.zeros(3, 4), num_samples=3)
+
+
+def score_model():
+    return ScoreModel(VariancePreserving(), TimeMLP(2, hidden=(8,)), event_shape=2)
+
+
+@pytest.mark.parametrize(
+    ("make", "loss"),
+    [
+        (score_model, DiffusionELBO()),
+        (lambda: score_model().distribution(), DiffusionELBO()),
+        (lambda: real_nvp(2, num_layers=2, hidden=(8,)), Trace_ELBO()),
+        (lambda: EnergyModel(MLP(2, 1, hidden=(8,)), 2), ContrastiveDivergence(MALA())),
+        (lambda: dist.Laplace(torch.zeros(2), 1.0).to_event(1), Trace_ELBO()),
+    ],
+)
+def test_any_law_of_vectors_may_be_the_prior(make, loss):
+    """Every parameter of the prior is trained, and found in the state."""
+    prior = make()
+    model, guide = VAE(MLP(2, 6, hidden=(8,)), 2, prior=prior), AmortizedNormal(MLP(6, 4), 2)
+    module = loss(model, guide)
+    module(torch.bernoulli(torch.rand(20, 6))).backward()
+    inside = {name: p for name, p in model.named_parameters() if name.startswith("_prior")}
+    assert bool(inside) == (not isinstance(prior, dist.Independent))
+    constant = [name for name, p in inside.items() if p.grad is None]
+    assert constant == [name for name in inside if "energy" in name and name.endswith("1.bias")]
+    clone = copy.deepcopy(model)
+    clone.load_state_dict(model.state_dict())
+
+
+def test_a_prior_of_another_size_is_refused():
+    with pytest.raises(ValueError, match=r"prior: expected event shape \[3\].*got \[2\]"):
+        VAE(MLP(3, 6), 3, prior=score_model())
