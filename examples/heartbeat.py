@@ -10,9 +10,10 @@ Written to ``--output-dir``:
 
 * ``heartbeat.png``: the noising of some sequences, and draws of the model on their way back;
 * ``report.md``: the bound, with its standard error, the part of each stretch of the chain in it,
-  and how many draws are heartbeats.
+  and how many draws are heartbeats. Beside it stands the bound with the best of all networks, which
+  here is known: what it is above the entropy is lost by the finite number of steps.
 
-    python examples/heartbeat.py [--epochs 150]
+    python examples/heartbeat.py [--epochs 400]
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import TraceMeanField_ELBO
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import OneCycleLR
 
@@ -50,16 +51,31 @@ def heartbeats(n: int) -> Tensor:
     return ((time - phase.unsqueeze(-1)) % PERIOD == 0).float()
 
 
+class Best(nn.Module):
+    """The best guess of each bit from all others: Bayes' rule over the five phases."""
+
+    in_shape = (LENGTH,)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """The log-odds of bits ``x [n, LENGTH]`` of which the share ``t`` was tossed anew."""
+        left, known = (1 - t).unsqueeze(-1), heartbeats(PERIOD).to(x.dtype)
+        signs = (2 * x - 1).unsqueeze(1) * (2 * known - 1)  # [n, phase, bit]
+        told = nn.functional.logsigmoid(signs * (2 * left.atanh()).unsqueeze(1))
+        others = (told.sum(-1, keepdim=True) - told).log_softmax(1)
+        beat, rest = others + known.log(), others + (1 - known).log()
+        return beat.logsumexp(1) - rest.logsumexp(1)
+
+
 def train(model: BinomialDiffusion, epochs: int, compiled: bool) -> None:
     """Trains by the bound, ten batches an epoch, and leaves the averaged weights in the model."""
     loss = TraceMeanField_ELBO(max_plate_nesting=2)
-    schedule = partial(OneCycleLR, max_lr=2e-3, total_steps=10 * epochs + 1)
+    schedule = partial(OneCycleLR, max_lr=3e-3, total_steps=10 * epochs + 1)
     result = fit(
         model,
         ForwardNoising(model),
         heartbeats(10 * BATCH),
         loss=Compiled(loss) if compiled else loss,
-        optimizer=partial(Adam, lr=2e-3),
+        optimizer=partial(Adam, lr=3e-3),
         batch_size=BATCH,
         max_epochs=epochs,
         clip_norm=100.0,
@@ -124,7 +140,7 @@ def share_of_heartbeats(draws: Tensor) -> float:
 
 def picture(there: dict[float, Tensor], back: dict[float, Tensor]) -> Any:
     """Sequences as rows of pixels: above on their way to noise, below on their way back."""
-    figure, axes = plt.subplots(2, len(SHOWN), figsize=(11, 4.4))
+    figure, axes = plt.subplots(2, len(SHOWN), figsize=(11, 3.6))
     for row, states, label in zip(
         axes, (there, back), ("data to noise", "noise to data"), strict=True
     ):
@@ -140,7 +156,13 @@ def picture(there: dict[float, Tensor], back: dict[float, Tensor]) -> Any:
     return figure
 
 
-def report(bound: tuple[float, float], costs: list[float], share: float, count: int) -> str:
+def report(
+    bound: tuple[float, float],
+    best: tuple[float, float],
+    costs: list[float],
+    share: float,
+    count: int,
+) -> str:
     """The numbers as a page of Markdown."""
     parts = len(costs)
     return "\n".join(
@@ -150,7 +172,8 @@ def report(bound: tuple[float, float], costs: list[float], share: float, count: 
             "| | bits for each sequence |",
             "|---|---|",
             f"| entropy | {ENTROPY:.4f} |",
-            f"| variational bound of the model | {bound[0]:.4f} ± {bound[1]:.4f} |",
+            f"| bound with the best of all networks | {best[0]:.4f} ± {best[1]:.4f} |",
+            f"| bound of the trained model | {bound[0]:.4f} ± {bound[1]:.4f} |",
             *(
                 f"| of it, from t = {i / parts:g} to {(i + 1) / parts:g} | {cost:.3f} |"
                 for i, cost in enumerate(costs)
@@ -168,18 +191,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/heartbeat"))
-    parser.add_argument("--epochs", type=int, default=300)
+    parser.add_argument("--epochs", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true", help="one epoch, to see that it runs")
     options = parser.parse_args()
     options.output_dir.mkdir(parents=True, exist_ok=True)
-    epochs, draws, rounds = (1, 50, 2) if options.smoke else (options.epochs, 1000, 40)
+    epochs, draws, rounds = (1, 50, 2) if options.smoke else (options.epochs, 1000, 100)
     pyro.set_rng_seed(options.seed)
 
     begin = time.perf_counter()
     steps = 20 if options.smoke else STEPS
     model = BinomialDiffusion(ModulatedMLP(LENGTH, width=128, num_blocks=2), num_timesteps=steps)
-    model.subsample_size = 4
+    model.subsample_size = 2
     train(model, epochs, compiled=not options.smoke)
     print(f"trained in {time.perf_counter() - begin:.0f} s", flush=True)
 
@@ -191,7 +214,9 @@ def main() -> None:
     picture(there, {t: x[:15] for t, x in back.items()}).savefig(
         options.output_dir / "heartbeat.png", dpi=150
     )
-    page = report(bound, stretches(model, 5), share, draws)
+    ideal = BinomialDiffusion(Best(), num_timesteps=steps, subsample_size=model.subsample_size)
+    best = measure(ideal, rounds)
+    page = report(bound, best, stretches(model, 5), share, draws)
     (options.output_dir / "report.md").write_text(page, encoding="utf-8")
     print(f"\n{page}\nwritten to {options.output_dir}/, after {time.perf_counter() - begin:.0f} s")
 
