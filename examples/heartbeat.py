@@ -196,7 +196,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="one epoch, to see that it runs")
     options = parser.parse_args()
     options.output_dir.mkdir(parents=True, exist_ok=True)
-    epochs, draws, rounds = (1, 50, 2) if options.smoke else (options.epochs, 1000, 100)
+    epochs, draws, rounds = (1, 50, 2) if options.smoke else (options.epochs, 1000, 60)
     pyro.set_rng_seed(options.seed)
 
     begin = time.perf_counter()

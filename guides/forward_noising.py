@@ -98,7 +98,7 @@ def _all_steps(model: Any, data: Tensor, x: Tensor, plate: Any) -> None:
 def _some_steps(model: Any, data: Tensor, plate: Any) -> None:
     """Those of the plate, each for itself."""
     steps, m = model.num_timesteps, model.steps_at_once
-    with pyro.plate("time", steps, m, dim=-2, device=data.device) as index, plate:
+    with pyro.plate("time", steps, m, dim=-2, device=str(data.device)) as index, plate:
         k = model.spread(index, plate.size)
         with poutine.mask(mask=False):
             x = pyro.sample("x_t", model.noised(data, k))

@@ -197,8 +197,8 @@ class DiscreteTimeDiffusion(PyroModule):
         """Some steps of each datum."""
         last, m = self.num_timesteps, self.steps_at_once
         plate = pyro.plate("data", size, dim=-1)
-        with pyro.plate("time", last, m, dim=-2, device=data.device) as index, plate:
-            k = self.spread(index, size)
+        with pyro.plate("time", last, m, dim=-2, device=str(data.device)) as index, plate:
+            k: Any = self.spread(torch.as_tensor(index), size)
             with poutine.mask(mask=False):
                 x = pyro.sample("x_t", self.noised(data, k))
             step, law = self.reverse(x, k, context)

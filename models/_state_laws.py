@@ -41,7 +41,7 @@ def remaining(betas: Tensor | None, num_timesteps: int) -> Tensor:
     return given
 
 
-class Binary(dist.Bernoulli):  # type: ignore[misc]
+class Binary(dist.Bernoulli):
     """0 or 1, by logits."""
 
 
@@ -57,7 +57,7 @@ class FixedBinary(Binary):
         return draws
 
 
-class Levels(dist.Categorical):  # type: ignore[misc]
+class Levels(dist.Categorical):
     """An integer, by logits."""
 
 
@@ -74,14 +74,14 @@ class FixedLevels(Levels):
         return draws
 
 
-@register_kl(FixedBinary, Binary)
+@register_kl(FixedBinary, Binary)  # type: ignore[untyped-decorator]
 def _of_binary(p: Any, q: Any) -> Tensor:
-    one = p.probs * (logsigmoid(p.logits) - logsigmoid(q.logits))
-    zero = (1 - p.probs) * (logsigmoid(-p.logits) - logsigmoid(-q.logits))
+    one: Tensor = p.probs * (logsigmoid(p.logits) - logsigmoid(q.logits))
+    zero: Tensor = (1 - p.probs) * (logsigmoid(-p.logits) - logsigmoid(-q.logits))
     return one + zero
 
 
-@register_kl(FixedLevels, Levels)
+@register_kl(FixedLevels, Levels)  # type: ignore[untyped-decorator]
 def _of_levels(p: Any, q: Any) -> Tensor:
-    terms = torch.where(p.probs > 0, p.probs * (p.logits - q.logits), 0.0)
+    terms: Tensor = torch.where(p.probs > 0, p.probs * (p.logits - q.logits), 0.0)
     return terms.sum(-1)

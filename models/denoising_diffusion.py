@@ -298,7 +298,7 @@ def _coefficients(model: DenoisingDiffusion) -> Tensor:
     return torch.stack([rows[name] for name in _ROWS])
 
 
-class _Drawn(dist.Normal):  # type: ignore[misc]
+class _Drawn(dist.Normal):
     """A normal law whose draws carry no gradient."""
 
     has_rsample = False

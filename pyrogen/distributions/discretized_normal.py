@@ -86,7 +86,7 @@ class DiscretizedNormal(TorchDistribution):
         with torch.no_grad():
             loc = self.loc.expand(self._extended_shape(Size(sample_shape)))
             value = loc + self.scale * torch.randn_like(loc)
-            level = (0.5 * (self.levels - 1) * (value + 1)).round()
+            level: Tensor = (0.5 * (self.levels - 1) * (value + 1)).round()
             return level.clamp(0, self.levels - 1).long()
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -99,4 +99,5 @@ class DiscretizedNormal(TorchDistribution):
         upper, lower = log_ndtr(half - centre.abs()), log_ndtr(-half - centre.abs())
         inside = upper + log1mexp(upper - lower)
         ends = torch.where(value == 0, log_ndtr(centre + half), log_ndtr(half - centre))
-        return torch.where((value > 0) & (value < self.levels - 1), inside, ends)
+        log_prob: Tensor = torch.where((value > 0) & (value < self.levels - 1), inside, ends)
+        return log_prob

@@ -191,12 +191,12 @@ def _cubics(betas: Tensor) -> Tensor:
 
 
 def _value(cubic: Tensor, inside: Tensor) -> Tensor:
-    a, b, c, d = cubic
+    a, b, c, d = cubic.unbind()
     return a + inside * (b + inside * (c + inside * d))
 
 
 def _slope(cubic: Tensor, inside: Tensor) -> Tensor:
-    _, b, c, d = cubic
+    _, b, c, d = cubic.unbind()
     return b + inside * (2 * c + inside * 3 * d)
 
 
