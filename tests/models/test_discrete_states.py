@@ -277,6 +277,20 @@ def test_gradients_reach_every_parameter(make):
             assert parameter.grad.isfinite().all(), name
 
 
+@models
+def test_vectorised_particles(make):
+    model, size = make(), 400
+    guide, (table, data) = ForwardNoising(model), tables(model)
+    expected = enumerated(model)[1][1]
+    copies = table[data][1].expand(size, 2)
+    elbo = Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=2)
+    for steps in (None, 2):
+        model.subsample_size = steps
+        with torch.no_grad():
+            estimates = [-elbo.loss(model, guide, copies) / size for _ in range(20)]
+        assert_mean_close(torch.tensor(estimates), expected)
+
+
 def test_images_and_contexts():
     seen = []
 
