@@ -14,6 +14,7 @@ from pyro import poutine, validation_enabled
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 
+from pyrogen.errors import NonFiniteError
 from pyrogen.modes import up_to_a_constant
 
 __all__ = ["check_data", "check_pair", "nonfinite_site"]
@@ -188,6 +189,14 @@ def nonfinite_site(
         return _nonfinite_site(model, guide, args, kwargs)
 
 
+def _has_density(site: Mapping[str, Any]) -> bool:
+    """Whether the log-density of a site is finite, which a density may say itself."""
+    try:
+        return _finite(site["fn"].log_prob(site["value"]))
+    except NonFiniteError:
+        return False
+
+
 def _nonfinite_site(
     model: Program, guide: Program, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> str | None:
@@ -196,10 +205,10 @@ def _nonfinite_site(
     for trace in (guide_trace, model_trace):
         nodes: dict[str, Any] = trace.nodes
         for name, site in nodes.items():
-            if site["type"] == "sample" and not poutine.util.site_is_subsample(site):
-                density = site["fn"].log_prob(site["value"])
-                if not (_finite(site["value"]) and _finite(density)):
-                    return str(name)
+            if site["type"] != "sample" or poutine.util.site_is_subsample(site):
+                continue
+            if not (_finite(site["value"]) and _has_density(site)):
+                return str(name)
     return None
 
 

@@ -32,6 +32,7 @@ from typing import Any, ClassVar
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
+from pyro.poutine.util import is_validation_enabled
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
@@ -43,6 +44,7 @@ from pyrogen.transforms import ContinuousFlow
 __all__ = ["ScoreBased"]
 
 _EXACT_UP_TO = 64  # dimensions in which the exact trace is worth its price
+_LOST_AT_THE_START = 0.05  # of the data, by processes that begin with a little noise
 
 
 class ScoreBased(TorchDistribution):
@@ -66,10 +68,13 @@ class ScoreBased(TorchDistribution):
         terminal: the law of one event at ``max_time``; by default :math:`N(0, \sigma^2(t_1))`.
         trace: ``"exact"`` or ``"hutchinson"`` divergence; by default exact in up to 64 dimensions.
             Hutchinson's makes log-densities random, without bias.
-        atol: absolute tolerance of the flow's solver, per step and element; see
-            :class:`pyrogen.transforms.ContinuousFlow`.
+        method: the flow's solver; see :class:`pyrogen.transforms.ContinuousFlow`. Densities of an
+            adaptive one cannot be captured in a graph: kernels that need them take
+            ``compile=False``.
+        atol: absolute tolerance of an adaptive solver, per step and element.
         rtol: relative tolerance, likewise.
-        max_steps: how many steps the solver may take.
+        steps: how many steps a solver of fixed steps takes.
+        max_steps: how many steps an adaptive solver may take.
         sampler: draws, ``(distribution, sample_shape) -> [*sample_shape, *batch, *event_shape]``,
             such as :class:`pyrogen.kernels.ReverseDiffusion`. By default the probability flow,
             whose draws have the very density that is returned.
@@ -77,8 +82,9 @@ class ScoreBased(TorchDistribution):
 
     Raises:
         TypeError: if the process is not linear, or the denoiser cannot be called.
-        ValueError: for an unknown prediction, times that are not ``0 <= min_time < max_time``,
-            guidance without a context, or if the network returns another shape.
+        ValueError: for an unknown prediction, times that are not ``0 <= min_time < max_time``, a
+            process that does not begin with data, guidance without a context; on call, for times
+            out of range or if the network returns another shape.
 
     Example:
         >>> from pyrogen.processes import VariancePreserving
@@ -108,8 +114,10 @@ class ScoreBased(TorchDistribution):
         max_time: float = 1.0,
         terminal: TorchDistribution | None = None,
         trace: str | None = None,
+        method: str = "dopri5",
         atol: float = 1e-5,
         rtol: float = 1e-5,
+        steps: int | None = None,
         max_steps: int = 1000,
         sampler: Callable[[ScoreBased, Size], Tensor] | None = None,
         validate_args: bool | None = None,
@@ -134,7 +142,8 @@ class ScoreBased(TorchDistribution):
                 f"{list(terminal.batch_shape)} and {list(terminal.event_shape)}"
             )
         self._terminal = terminal
-        self._flow_options = {"atol": atol, "rtol": rtol, "max_steps": max_steps}
+        self._flow_options = {"method": method, "atol": atol, "rtol": rtol, "steps": steps}
+        self._flow_options["max_steps"] = max_steps
         self._flow_options["trace"] = trace or (
             "exact" if math.prod(shape) <= _EXACT_UP_TO else "hutchinson"
         )
@@ -171,8 +180,10 @@ class ScoreBased(TorchDistribution):
         Returns:
             the shape of ``x`` (with the batch dimensions of a context).
         """
-        x = self._expanded(x)
-        t = as_time(t, x)
+        x, t = self._expanded(x), as_time(t, x)
+        self._check_time(t)
+        if t.dim():
+            t = t.expand(x.shape[: x.dim() - len(self.event_shape)])
         return convert(self.process, self.raw(x, t), x, t, self.prediction, target)
 
     def raw(self, x: Tensor, t: Tensor) -> Tensor:
@@ -218,7 +229,11 @@ class ScoreBased(TorchDistribution):
         """
         if self._validate_args:
             self._validate_sample(value)
-        noise, log_det = self.flow().forward_and_log_det(self._expanded(value))
+        x = self._expanded(value)
+        if _is_one_of_many(x) and not _is_one_of_many(self.context):
+            together: Tensor = _Together.apply(x, self)[0]
+            return together
+        noise, log_det = self.flow().forward_and_log_det(x)
         log_prob: Tensor = self.terminal().log_prob(noise) + log_det
         return log_prob
 
@@ -265,6 +280,13 @@ class ScoreBased(TorchDistribution):
         shape = torch.broadcast_shapes(x.shape[:split], self.context.shape[:-1])
         return x.expand((*shape, *self.event_shape))
 
+    def _check_time(self, t: Tensor) -> None:
+        if is_validation_enabled() and bool(((t < 0) | (t > self.max_time * (1 + 1e-6))).any()):
+            raise ValueError(
+                f"t: expected times from 0 (data) to {self.max_time:g} (noise), got "
+                f"{float(t.min()):g} to {float(t.max()):g}"
+            )
+
     def _called(self, x: Tensor, t: Tensor, shape: Size, context: Tensor | None) -> Tensor:
         flat = x.reshape((-1, *self.event_shape))
         inputs = [flat, t.expand(shape).reshape(-1)]
@@ -294,11 +316,53 @@ class _Velocity(nn.Module):
         return duration * self._fn.velocity(x, start + duration * t)
 
 
+def _is_one_of_many(x: Tensor | None) -> bool:
+    """Whether ``vmap`` holds the batch, in which no solver can choose its steps."""
+    return x is not None and torch._C._functorch.is_batchedtensor(x)
+
+
+class _Together(torch.autograd.Function):
+    """The log-density where ``vmap`` has split a batch: solved for the batch, as ever. Its gradient
+    is that in the value."""
+
+    @staticmethod
+    def forward(x: Tensor, fn: ScoreBased) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            at = x.detach().requires_grad_()
+            log_prob = fn.log_prob(at)
+            (gradient,) = torch.autograd.grad(log_prob.sum(), at)
+        return log_prob.detach(), gradient
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.dims = len(inputs[1].event_shape)
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, weight: Tensor, _: Any) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * weight.reshape(weight.shape + (1,) * ctx.dims), None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], x: Tensor, fn: ScoreBased
+    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+        """The batch in front."""
+        dim = in_dims[0]
+        return _Together.apply(x.movedim(0 if dim is None else dim, 0), fn), (0, 0)
+
+
 def _check(process: Any, denoiser: Any, prediction: str, min_time: float, max_time: float) -> None:
     if not isinstance(process, LinearProcess):
         raise TypeError(f"process: expected a LinearProcess, got {type(process).__name__}")
     if not callable(denoiser):
         raise TypeError(f"denoiser: expected a module or a function, got {type(denoiser).__name__}")
+    if is_validation_enabled() and abs(float(process.mean_scale(0.0)) - 1) > _LOST_AT_THE_START:
+        raise ValueError(
+            f"process: expected mean_scale(0) = 1, as data stand at time 0, got "
+            f"{float(process.mean_scale(0.0)):g}"
+        )
     check_parametrization("prediction", prediction)
     if not (0 <= min_time < max_time < math.inf):
         raise ValueError(

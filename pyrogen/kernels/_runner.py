@@ -26,7 +26,8 @@ class Runner:
     """Calls ``function(potential, *tensors)`` for a kernel, each function as one graph.
 
     With ``compile`` the graphs are compiled. Without, they run operation by operation, and a
-    program whose structure depends on values, which has no graph, is run as it is, chain by chain.
+    program whose structure depends on values, which has no graph, is run as it is: for all chains
+    at once where it can be, such as an adaptive solver, else chain by chain.
 
     What changes from call to call enters as tensors, nested in (named) tuples; for each value of an
     argument of another type there is a graph. A function is known by identity: give bound methods
@@ -44,8 +45,15 @@ class Runner:
         self._captured: dict[Any, Captured] = {}
         self._calls: dict[Any, _Call] = {}
         self._eager = False
+        self.on_move: Callable[[float], None] | None = None  # told the share of a draw that is done
+        self._together = True  # what no graph holds may still run for all chains at once
         if previous is not None and previous._target.make_potential == target.make_potential:
             self._captured = previous._captured
+
+    def moved(self, share: float) -> None:
+        """Says how much of a long draw is done."""
+        if self.on_move is not None:
+            self.on_move(share)
 
     @property
     def target(self) -> Target:
@@ -102,6 +110,11 @@ class Runner:
         with torch.no_grad():
             if not potential:
                 return function(*tensors)
+            if self._together:
+                try:
+                    return function(self._target.potential(), *tensors)
+                except GraphError:
+                    self._together = False
             return function(self._target.potential(vectorized=False), *tensors)
 
 

@@ -17,6 +17,7 @@ from pyrogen.kernels._one_site import distribution_at
 from pyrogen.kernels._target import Layout, Target
 from pyrogen.modes import up_to_a_constant
 from pyrogen.processes import LinearProcess, Prediction
+from pyrogen.processes.solver import Predict
 
 __all__ = ["Denoising", "ScoreSite", "score_site", "target_of_distribution", "target_of_site"]
 
@@ -43,6 +44,10 @@ class Denoising:
     def predict(self, x: Tensor, t: Tensor) -> Prediction:
         """Data and noise in states ``x [chains, *shape]`` at time ``t``, a scalar."""
         return Prediction.of(self.process, self.fn.raw(x, t), x, t, self.fn.prediction)
+
+    def predictor(self, until: Tensor) -> Predict:
+        """As :meth:`predict`, on the way to the time ``until``."""
+        return self.predict
 
     def draw(self, num_chains: int) -> Tensor:
         """Draws at the last time, ``[num_chains, *shape]``."""

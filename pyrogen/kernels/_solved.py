@@ -68,7 +68,7 @@ class Solved(Reverse):
 
     def move(self, potential: Denoising, walk: Walk, t: Tensor, s: Tensor) -> Walk:
         """A step of the solver, and those of the corrector at its end."""
-        process, predict = potential.process, potential.predict
+        process, predict = potential.process, potential.predictor(s)
         noise = torch.randn_like(walk.x) if self.solver.stochastic else walk.x
         x, carry = self.solver.step(process, predict, walk.x, t, s, noise, walk.carry)
         for _ in range(self.corrector_steps):

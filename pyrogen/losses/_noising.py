@@ -65,6 +65,11 @@ class NoisingELBO(ScoringELBO):
 
     def repeated(self, fn: ScoreBased, value: Tensor) -> Tensor:
         """Data for each time that is drawn of them, ``[num_times, *batch, *event]``."""
+        if not value.is_floating_point():
+            raise ValueError(
+                f"expected floating-point data, which noise can be added to, got {value.dtype}; "
+                "dequantise levels (x + torch.rand_like(x))"
+            )
         value = expanded(fn, value)
         return value.expand((self.num_times, *value.shape))
 

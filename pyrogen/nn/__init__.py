@@ -7,6 +7,8 @@ batch, plates or vectorised particles, and refuses another trailing shape with a
 from __future__ import annotations
 
 from pyrogen.nn.conv import ConvDecoder, ConvEncoder
+from pyrogen.nn.distance_score import DistanceScore
+from pyrogen.nn.egnn import EGNN
 from pyrogen.nn.embedding import FourierEmbedding, SinusoidalEmbedding
 from pyrogen.nn.mlp import MLP
 from pyrogen.nn.modulated_mlp import ModulatedMLP
@@ -16,9 +18,11 @@ from pyrogen.nn.time_mlp import TimeMLP
 from pyrogen.nn.unet import UNet
 
 __all__ = [
+    "EGNN",
     "MLP",
     "ConvDecoder",
     "ConvEncoder",
+    "DistanceScore",
     "FourierEmbedding",
     "ModulatedMLP",
     "OneHot",

@@ -12,8 +12,10 @@ import torch
 from torch import nn
 
 from pyrogen.distributions import ScoreBased
+from pyrogen.errors import NonFiniteError
 from pyrogen.guides import Empty
 from pyrogen.losses import (
+    Compiled,
     DenoisingScoreMatching,
     DiffusionELBO,
     FlowMatching,
@@ -308,3 +310,18 @@ def test_a_bound_without_noise_at_the_start_is_refused():
     model, _ = gaussian(VariancePreserving(), min_time=0.0)
     with pytest.raises(ValueError, match=r"site 'x': expected noise at min_time"):
         DiffusionELBO().loss(model, Empty(), torch.zeros(2, SIZE))
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN:UserWarning")
+@pytest.mark.parametrize("wrap", [lambda loss: loss, lambda loss: Compiled(loss, compile=False)])
+def test_what_is_not_finite_is_named(wrap):
+    fn = ScoreBased(VariancePreserving(), lambda x, t: x * math.nan, 2)
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("image", fn, obs=x)
+
+    with pytest.raises(NonFiniteError, match=r"step 0: .*site 'image'"):
+        wrap(DenoisingScoreMatching()).loss_and_grads(model, Empty(), torch.zeros(3, 2))
+    with pytest.raises(ValueError, match=r"expected floating-point data.*got torch.int64"):
+        DenoisingScoreMatching().loss(model, Empty(), torch.zeros(3, 2).long())

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pyrogen.nn import (
+    EGNN,
     MLP,
     ConvDecoder,
     ConvEncoder,
+    DistanceScore,
     ModulatedMLP,
     OneHot,
     Preconditioned,
@@ -54,6 +56,9 @@ NETWORKS = {
     "decoder_affine_classes": lambda: ConvDecoder(3, (4, 4), channels=(), num_classes=3),
     "modulated": lambda: AtOneTime(ModulatedMLP(3, width=8, num_blocks=2)),
     "modulated_events": lambda: AtOneTime(ModulatedMLP((2, 3), (4, 5), width=9, num_blocks=1)),
+    "egnn": lambda: AtOneTime(EGNN((4, 3), torch.eye(4), torch.eye(4).unsqueeze(-1), width=8)),
+    "egnn_alike": lambda: AtOneTime(EGNN((3, 2), width=8, num_layers=1)),
+    "distances": lambda: AtOneTime(DistanceScore((4, 3), torch.eye(4), width=8, num_layers=1)),
     "unet": lambda: AtOneTime(UNet((2, 8, 8), channels=(8, 12), attention=True)),
     "unet_without_channels": lambda: AtOneTime(UNet((7, 5), channels=(4, 8, 8), num_blocks=2)),
     "unet_flat": lambda: AtOneTime(UNet((1, 3, 3), channels=(4,), out_channels=2)),
