@@ -242,10 +242,10 @@ def main() -> None:
     pyro.set_rng_seed(options.seed)
 
     train, test, classes = load(options.seed)
-    channels, draws, steps = (24, 48), 16, 50
+    channels, draws, steps, names = (24, 48), 16, 50, list(PROBLEMS)
     if options.smoke:
-        train, channels, draws, steps = train[:128], (4, 4), 3, 3
-        options.epochs, options.digits, options.guidance = 1, 2, options.guidance[:1]
+        train, channels, draws, steps, names = train[:128], (4, 4), 3, 3, names[:2]
+        options.epochs, options.digits, options.guidance = 1, 2, ["dps"]
     begin = time.perf_counter()
     prior = fit(train, options.epochs, channels, compile=not options.smoke)
     print(f"prior: {options.epochs} epochs, {time.perf_counter() - begin:.0f} s", flush=True)
@@ -254,8 +254,8 @@ def main() -> None:
     lines = ["| problem | guidance | error | misfit | hue | seconds |", "|---" * 6 + "|"]
     for guidance in options.guidance:
         results = {}
-        for name, problem in PROBLEMS.items():
-            results[name] = solve(problem, prior, guidance, truth, draws, steps)
+        for name in names:
+            results[name] = solve(PROBLEMS[name], prior, guidance, truth, draws, steps)
             lines.append(results[name].row(name, guidance, truth, classes))
             print(lines[-1], flush=True)
         panel(truth, results).savefig(options.output_dir / f"{guidance}.png", dpi=200)

@@ -289,6 +289,18 @@ def test_problems_in_a_plate_are_solved_side_by_side():
         assert_moments(x[:, i], GAUSSIAN.posterior(MATRIX, SCALE, y[i])[0])
 
 
+def test_densities_under_vmap_are_those_of_the_batch():
+    prior, x = double(GAUSSIAN).prior(min_time=1e-2), torch.randn(3, 3, dtype=DOUBLE)
+    x.requires_grad_()
+    batch, one_by_one = prior.log_prob(x), torch.func.vmap(prior.log_prob)(x)
+    torch.testing.assert_close(one_by_one, batch)
+    weight = torch.tensor([1.0, -2.0, 3.0], dtype=DOUBLE)
+    gradients = [torch.autograd.grad((weight * y).sum(), x)[0] for y in (batch, one_by_one)]
+    torch.testing.assert_close(*gradients)
+    fixed = double(GAUSSIAN).prior(min_time=1e-2, method="rk4", steps=30)
+    torch.testing.assert_close(fixed.log_prob(x), batch, atol=1e-3, rtol=0)
+
+
 def test_hamiltonian_chains_on_the_density_of_the_prior():
     """The exact check: the probability flow's density in an ordinary posterior."""
     law = Mixture(torch.ones(1), torch.tensor([[0.5, 0.0]]), covariance(1.0, 0.5).unsqueeze(0))
