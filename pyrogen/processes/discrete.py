@@ -155,7 +155,7 @@ class DiscreteVariancePreserving(LinearProcess, nn.Module):
         total = softplus(-log_snr.double())
         cell = torch.searchsorted(self._cubics[0], total.contiguous(), right=True) - 1
         cell = cell.clamp(0, self.num_timesteps - 1)
-        cubic = self._cubics[:, cell]
+        cubic = self._of(cell)
         inside = torch.full_like(total, 0.5)
         for _ in range(_NEWTON):
             inside = inside - (_value(cubic, inside) - total) / _slope(cubic, inside)
@@ -172,7 +172,12 @@ class DiscreteVariancePreserving(LinearProcess, nn.Module):
         """The coefficients of the cubic at a time, and how far it is within the step."""
         place = t * self.num_timesteps
         cell = place.floor().clamp(0, self.num_timesteps - 1)
-        return self._cubics[:, cell.long()], place - cell
+        return self._of(cell), place - cell
+
+    def _of(self, cell: Tensor) -> Tensor:
+        """The coefficients of the cubics of steps; no index, which would read a single one."""
+        chosen = self._cubics.index_select(1, cell.long().reshape(-1))
+        return chosen.reshape(4, *cell.shape)
 
 
 def _cubics(betas: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from pyrogen.nn import ModulatedMLP
 from pyrogen.processes import (
     CosineVariancePreserving,
     DiscreteVariancePreserving,
+    LearnedVariancePreserving,
     VarianceExploding,
     VariancePreserving,
 )
@@ -412,3 +413,26 @@ def test_gradients_reach_every_parameter():
                 assert parameter.grad is not None, name
                 assert parameter.grad.any(), name
                 assert math.isfinite(float(parameter.grad.sum())), name
+
+
+def test_a_learned_process_is_trained_with_the_network():
+    """Its laws are made anew at every call, and model and guide share its gradient."""
+    process = LearnedVariancePreserving().double()
+    network = ModulatedMLP(2, width=8, num_blocks=1).double()
+    model = DenoisingDiffusion(network, 2, 6, process, subsample_size=6)
+    guide, x = ForwardNoising(model), torch.randn(5, 2, dtype=torch.float64)
+
+    def loss():
+        pyro.set_rng_seed(2)
+        return TraceMeanField_ELBO().differentiable_loss(model, guide, x)
+
+    (slope,) = torch.autograd.grad(loss(), process.first)
+    values = []
+    for shift in (1e-5, -1e-5):
+        with torch.no_grad():
+            process.first += shift
+        values.append(loss().item())
+        with torch.no_grad():
+            process.first -= shift
+    # Central differences: off by 1e-10 of the third derivative, and by rounding / 1e-5.
+    assert float(slope) == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-5)

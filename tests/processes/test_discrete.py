@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyrogen.processes import DiscreteVariancePreserving
 
@@ -96,6 +97,19 @@ def test_linear_shares_are_a_rate_linear_in_time():
     beta = 1e-4 + (0.02 - 1e-4) * (k - 0.5) / 999
     expected = T * (beta + beta.square() / 2)
     torch.testing.assert_close(process.rate(k / T), expected, rtol=2e-4, atol=0)
+
+
+@usual
+def test_functions_of_a_scalar_time_can_be_traced(make):
+    process = make()
+
+    def functions(t):
+        return process.variance(t), process.rate(t), process.time_of(process.log_snr(t))
+
+    t = torch.tensor(0.7)
+    found = make_fx(functions)(torch.tensor(0.3))(t)
+    torch.testing.assert_close(found, functions(t))
+    torch.testing.assert_close(found[-1], t)
 
 
 def test_conversions_keep_the_digits():
