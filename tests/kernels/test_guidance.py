@@ -42,7 +42,7 @@ def problem_of(law, process=None, model=None):
     return InverseProblem((model or observed_by)(double(law).prior(process)), (OBSERVED.double(),))
 
 
-def run(model, *args, num_chains=2000, num_samples=1, **options):
+def run(model, *args, num_chains=1000, num_samples=1, **options):
     kernel = ReverseDiffusion(model, compile=False, **options)
     mcmc = MCMC(kernel, num_samples, 0, num_chains=num_chains, disable_progbar=True)
     mcmc.run(*args)
@@ -341,7 +341,7 @@ def test_as_one_graph_a_step(guidance):
     model, options = observed_by(MIXTURE.prior()), {"num_steps": 60, "grid": "karras"}
     plain = run(model, OBSERVED, guidance=guidance, **options).get_samples()["x"]
     kernel = ReverseDiffusion(model, guidance=guidance, **options)
-    mcmc = MCMC(kernel, 1, 0, num_chains=2000, disable_progbar=True)
+    mcmc = MCMC(kernel, 1, 0, num_chains=1000, disable_progbar=True)
     mcmc.run(OBSERVED)
     compiled = mcmc.get_samples()["x"]
     assert_mean_close(compiled - plain, torch.zeros(3))
