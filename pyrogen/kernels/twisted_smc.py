@@ -13,7 +13,7 @@ from pyrogen.kernels._inverse import InverseProblem
 from pyrogen.kernels._options import whole
 from pyrogen.kernels.dps import DPS
 
-__all__ = ["TwistedSMC", "ParticleState"]
+__all__ = ["ParticleState", "TwistedSMC"]
 
 
 class ParticleState(NamedTuple):
