@@ -11,6 +11,7 @@ from pyrogen.guides.amortized_normal import AmortizedNormal
 from pyrogen.guides.dequantization import UniformDequantization, VariationalDequantization
 from pyrogen.guides.empty import Empty
 from pyrogen.guides.flow_guide import FlowGuide
+from pyrogen.guides.forward_noising import ForwardNoising
 from pyrogen.guides.mean_field import MeanField
 from pyrogen.guides.recognition import Recognition
 
@@ -19,6 +20,7 @@ __all__ = [
     "AmortizedNormal",
     "Empty",
     "FlowGuide",
+    "ForwardNoising",
     "MeanField",
     "Recognition",
     "UniformDequantization",

@@ -6,10 +6,13 @@ num_samples=n)`` it draws them.
 
 from __future__ import annotations
 
+from pyrogen.models.binomial_diffusion import BinomialDiffusion
 from pyrogen.models.builders import ffjord, glow, iaf, maf, nice, nsf, real_nvp
+from pyrogen.models.categorical_diffusion import CategoricalDiffusion
 from pyrogen.models.conditional_flow import ConditionalFlow
 from pyrogen.models.deep_belief_network import DeepBeliefNetwork
 from pyrogen.models.deep_boltzmann_machine import DeepBoltzmannMachine
+from pyrogen.models.denoising_diffusion import DenoisingDiffusion
 from pyrogen.models.energy_model import EnergyModel
 from pyrogen.models.flow import Flow, bits_per_dimension
 from pyrogen.models.integer_flow import IntegerFlow, LogisticMixtureBase
@@ -32,11 +35,14 @@ __all__ = [
     "LIKELIHOODS",
     "VAE",
     "Bernoulli",
+    "BinomialDiffusion",
     "Categorical",
+    "CategoricalDiffusion",
     "ConditionalFlow",
     "ContinuousBernoulli",
     "DeepBeliefNetwork",
     "DeepBoltzmannMachine",
+    "DenoisingDiffusion",
     "EnergyModel",
     "Flow",
     "IntegerFlow",

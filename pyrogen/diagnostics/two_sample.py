@@ -86,7 +86,8 @@ def _wilson(right: int, count: int) -> tuple[float, float]:
 
 def _tail(right: int, count: int) -> float:
     """P(at least ``right`` of ``count`` tosses), exactly."""
-    return sum(math.comb(count, k) for k in range(right, count + 1)) / 2**count
+    ways = sum(math.comb(count, k) for k in range(right, count + 1))
+    return float(ways / 2**count)
 
 
 def _check(data: Tensor, draws: Tensor, neighbours: int) -> None:

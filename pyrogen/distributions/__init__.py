@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pyrogen.distributions.continuous_bernoulli import ContinuousBernoulli
 from pyrogen.distributions.discretized_logistic import DiscretizedLogisticMixture
+from pyrogen.distributions.discretized_normal import DiscretizedNormal
 from pyrogen.distributions.energy import EnergyBased, unnormalized
 from pyrogen.distributions.flow import FlowDistribution
 from pyrogen.distributions.harmonium import Harmonium
@@ -28,6 +29,7 @@ __all__ = [
     "Checkerboard",
     "ContinuousBernoulli",
     "DiscretizedLogisticMixture",
+    "DiscretizedNormal",
     "EightGaussians",
     "EnergyBased",
     "FlowDistribution",

@@ -46,14 +46,14 @@ class _OfProgram(nn.Module):
 class _OfNetworks(nn.Module):
     """A distribution that consists of modules, whose parameters it shows."""
 
-    def __init__(self, fn: TorchDistribution) -> None:
+    def __init__(self, fn: Distribution) -> None:
         super().__init__()
         self._fn = fn
         self.parts = nn.ModuleDict(
             {name: part for name, part in vars(fn).items() if isinstance(part, nn.Module)}
         )
 
-    def forward(self, *context: Tensor) -> TorchDistribution:
+    def forward(self, *context: Tensor) -> Any:
         return self._fn
 
 

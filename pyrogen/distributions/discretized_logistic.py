@@ -127,11 +127,11 @@ def _log_bin(centred: Tensor, scale: Tensor) -> Tensor:
     """Returns the log-probability of the unit interval around ``centred`` of a logistic law."""
     width = scale.reciprocal()
     middle = centred * width
-    inside = _log1mexp(width)
+    inside = log1mexp(width)
     return logsigmoid(middle + width / 2) + logsigmoid(width / 2 - middle) + inside
 
 
-def _log1mexp(x: Tensor) -> Tensor:
+def log1mexp(x: Tensor) -> Tensor:
     """Returns ``log(1 - exp(-x))`` for ``x > 0``."""
     near = x < math.log(2)
     small, large = torch.where(near, x, 1.0), torch.where(near, 1.0, x)

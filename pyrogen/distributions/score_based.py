@@ -149,6 +149,7 @@ class ScoreBased(TorchDistribution):
         )
         batch = Size() if context is None else context.shape[:-1]
         super().__init__(batch, shape, validate_args=validate_args)
+        self._check_start()
 
     @property
     def support(self) -> Any:
@@ -165,8 +166,9 @@ class ScoreBased(TorchDistribution):
     def like(self) -> Tensor:
         """A tensor of the dtype and device of draws."""
         known = [] if self.context is None else [self.context]
-        if isinstance(self.denoiser, nn.Module):
-            known += [*self.denoiser.parameters(), *self.denoiser.buffers()]
+        for part in (self.denoiser, self.process):
+            if isinstance(part, nn.Module):
+                known += [*part.parameters(), *part.buffers()]
         return next((x for x in known if x.is_floating_point()), torch.empty(0))
 
     def predict(self, x: Tensor, t: Any, target: str) -> Tensor:
@@ -280,6 +282,14 @@ class ScoreBased(TorchDistribution):
         shape = torch.broadcast_shapes(x.shape[:split], self.context.shape[:-1])
         return x.expand((*shape, *self.event_shape))
 
+    def _check_start(self) -> None:
+        if is_validation_enabled():
+            kept = float(self.process.mean_scale(self.like.new_zeros(())).detach())
+            if abs(kept - 1) > _LOST_AT_THE_START:
+                raise ValueError(
+                    f"process: expected mean_scale(0) = 1, as data stand at time 0, got {kept:g}"
+                )
+
     def _check_time(self, t: Tensor) -> None:
         if is_validation_enabled() and bool(((t < 0) | (t > self.max_time * (1 + 1e-6))).any()):
             raise ValueError(
@@ -358,11 +368,6 @@ def _check(process: Any, denoiser: Any, prediction: str, min_time: float, max_ti
         raise TypeError(f"process: expected a LinearProcess, got {type(process).__name__}")
     if not callable(denoiser):
         raise TypeError(f"denoiser: expected a module or a function, got {type(denoiser).__name__}")
-    if is_validation_enabled() and abs(float(process.mean_scale(0.0)) - 1) > _LOST_AT_THE_START:
-        raise ValueError(
-            f"process: expected mean_scale(0) = 1, as data stand at time 0, got "
-            f"{float(process.mean_scale(0.0)):g}"
-        )
     check_parametrization("prediction", prediction)
     if not (0 <= min_time < max_time < math.inf):
         raise ValueError(

@@ -342,8 +342,10 @@ def _compiled(
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the compiler uses deprecated code of torch
         warnings.simplefilter("ignore", DeprecationWarning)
+        # A graph whose operations change places would draw its numbers in another order.
+        options = {"fallback_random": True, "reorder_for_peak_memory": False}
         run: Callable[..., Sequence[Tensor]] = torch._inductor.compile(
-            module, list(example), options={"fallback_random": True}
+            module, list(example), options=options
         )
     return run
 

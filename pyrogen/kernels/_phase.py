@@ -65,6 +65,9 @@ class Direct:
 
     once = __call__
 
+    def moved(self, share: float) -> None:
+        """Nobody is watching."""
+
     def plain(self, function: Any, *tensors: Any) -> Any:
         """``function(*tensors)``."""
         return function(*tensors)

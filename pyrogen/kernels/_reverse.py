@@ -128,7 +128,7 @@ class Reverse(Kernel):
 
     def obstacle(self, fn: ScoreBased) -> str | None:
         """Why a distribution cannot be sampled so; ``None`` if it can."""
-        if not bool(fn.process.std(fn.min_time) > 0):  # type: ignore[arg-type]
+        if not bool(fn.process.std(fn.min_time) > 0):
             return (
                 f"expected some noise at min_time = {fn.min_time:g}, got none of "
                 f"{type(fn.process).__name__}; end at ScoreBased(..., min_time=1e-5)"
@@ -149,8 +149,10 @@ class Reverse(Kernel):
         """
         walk, grid = run.once(self._begin, num_chains)
         times = list(grid.unbind())
-        for t, s in self.pairs(times):
+        pairs = list(self.pairs(times))
+        for i, (t, s) in enumerate(pairs):
             walk = run(self.move, walk, t, s)
+            run.moved((i + 1) / len(pairs))
         return (run.once(self._finish, walk, times[-1]) if self.denoise else walk), times
 
     def _begin(self, potential: Denoising, rows: Tensor) -> tuple[Walk, Tensor]:

@@ -45,9 +45,15 @@ class Runner:
         self._captured: dict[Any, Captured] = {}
         self._calls: dict[Any, _Call] = {}
         self._eager = False
+        self.on_move: Callable[[float], None] | None = None  # told the share of a draw that is done
         self._together = True  # what no graph holds may still run for all chains at once
         if previous is not None and previous._target.make_potential == target.make_potential:
             self._captured = previous._captured
+
+    def moved(self, share: float) -> None:
+        """Says how much of a long draw is done."""
+        if self.on_move is not None:
+            self.on_move(share)
 
     @property
     def target(self) -> Target:

@@ -245,6 +245,7 @@ class MCMC:
         for size in sizes:
             params = self._params(first, size)
             chains = self.kernel.start(size, self.warmup_steps, self._args, self._kwargs, params)
+            chains.run.on_move = progress.within
             for _ in range(self.warmup_steps):
                 progress.step("Warmup", chains.advance())
             draws = Draws(size, self.kernel.unrecorded)
@@ -255,6 +256,7 @@ class MCMC:
 
     def _extend_batches(self, count: int, progress: Progress) -> None:
         for chains, draws in zip(self._batches, self._draws, strict=True):
+            chains.run.on_move = progress.within
             self._draw(chains, draws, count, progress)
 
     def _draw(self, chains: Chains, draws: Draws, count: int, progress: Progress) -> None:

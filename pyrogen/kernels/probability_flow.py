@@ -116,10 +116,10 @@ class ProbabilityFlow(Solved):
             )
         walk, grid = run.once(self._begin, num_chains)
         times = [grid[0], grid[-1]]
-        walk = self._adaptive(run, walk, *times)
+        walk = self._adaptive(run, walk, *map(float, times))
         return (run.once(self._finish, walk, times[-1]) if self.denoise else walk), times
 
-    def _adaptive(self, run: Any, walk: Walk, start: Tensor, end: Tensor) -> Walk:
+    def _adaptive(self, run: Any, walk: Walk, start: float, end: float) -> Walk:
         solver = Adaptive("dopri5", self.atol, self.rtol, None, _MOST_STEPS, adjoint=False)
         asked = 0
 
@@ -132,7 +132,7 @@ class ProbabilityFlow(Solved):
                 raise self._not_finite(run.target.layout[0][0], float(t))
             return (slope,)
 
-        (x,) = solver.solve(velocity, (walk.x,), float(start), float(end), ())
+        (x,) = solver.solve(velocity, (walk.x,), start, end, ())
         return walk._replace(x=x, steps=walk.steps + asked)
 
     def _not_finite(self, site: str, t: float) -> NonFiniteError:

@@ -137,7 +137,8 @@ class DiffusionELBO(NoisingELBO):
         squares = noise.square().flatten(-dims).sum(-1) if dims else noise.square()
         size = math.prod(fn.event_shape)
         entropy = 0.5 * squares + size * (0.5 * math.log(2 * math.pi) + sigma.log())
-        return -entropy - terminal.log_prob(alpha * data + sigma * noise)
+        divergence: Tensor = -entropy - terminal.log_prob(alpha * data + sigma * noise)
+        return divergence
 
 
 def _check_noise(name: str, fn: ScoreBased) -> None:

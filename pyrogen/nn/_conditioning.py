@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,8 +47,9 @@ class Conditioning(nn.Module):
             raise ValueError(f"context_dim: expected a non-negative integer, got {context_dim!r}")
         self.context_dim = context_dim
         self._network = network
-        self.embedding = SinusoidalEmbedding(width + width % 2) if embedding is None else embedding
-        (features,) = self.embedding.out_shape
+        of_time: Any = SinusoidalEmbedding(width + width % 2) if embedding is None else embedding
+        (features,) = of_time.out_shape
+        self.embedding = of_time
         self.of_time = linear(features, width)
         self.of_context = linear(context_dim, width, bias=False) if context_dim else None
         self.last = linear(width, width)

@@ -97,6 +97,6 @@ class Preconditioned(nn.Module):
         )
         variance = alpha.square() * self.data_std**2 + sigma.square()
         given = () if context is None else (context,)
-        missing = self.network(x / variance.sqrt(), t, *given)
-        guess = alpha * self.data_std**2 / variance * x
+        missing: Tensor = self.network(x / variance.sqrt(), t, *given)
+        guess: Tensor = alpha * self.data_std**2 / variance * x
         return guess + sigma * self.data_std / variance.sqrt() * missing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pyrogen.processes.brownian import Brownian, OrnsteinUhlenbeck
+from pyrogen.processes.discrete import DiscreteVariancePreserving
 from pyrogen.processes.euler import Euler
 from pyrogen.processes.exponential import Exponential, FrozenNoise
 from pyrogen.processes.grids import time_grid
@@ -23,6 +24,7 @@ from pyrogen.processes.variance_preserving import (
 __all__ = [
     "Brownian",
     "CosineVariancePreserving",
+    "DiscreteVariancePreserving",
     "Euler",
     "Exponential",
     "FrozenNoise",

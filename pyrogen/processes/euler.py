@@ -61,7 +61,7 @@ class Euler(Solver):
 
     def obstacle(self, process: LinearProcess, start: float) -> str | None:
         """Says where the diffusion is infinite."""
-        if self.eta == 0 or bool(process.diffusion(start).isfinite()):  # type: ignore[arg-type]
+        if self.eta == 0 or bool(process.diffusion(start).isfinite()):
             return None
         return (
             f"expected a finite diffusion at time {start:g} for stochastic steps of Euler's, got "

@@ -61,4 +61,5 @@ def langevin_step(
     """
     _, eps = predict(x, t)
     size = step_size**0.5 * beside(process.std(t), x)
-    return x + size * (noise - 0.5 * step_size**0.5 * eps)
+    moved: Tensor = x + size * (noise - 0.5 * step_size**0.5 * eps)
+    return moved

@@ -86,7 +86,9 @@ SAMPLERS: dict[str, tuple[Callable[..., Kernel], dict[str, Any], int]] = {
         {"num_steps": 30, "corrector_steps": 2, "snr": 0.1, "grid": "karras"},
         20,
     ),
-    "annealed langevin": (AnnealedLangevin, {"num_levels": 20, "steps_per_level": 30, "step_size": 0.4}, 4),
+    "annealed langevin": (
+        AnnealedLangevin, {"num_levels": 20, "steps_per_level": 30, "step_size": 0.4}, 4
+    ),
     "flow euler": (ProbabilityFlow, {"num_steps": 30, "method": "euler"}, 20),
     "flow exponential": (
         ProbabilityFlow, {"num_steps": 30, "method": "exponential", "denoise": True}, 20

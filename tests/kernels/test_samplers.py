@@ -24,6 +24,7 @@ from pyrogen.errors import GraphError, NonFiniteError
 from pyrogen.graph import Captured
 from pyrogen.kernels import DDIM, DDPM, MCMC, ProbabilityFlow, ReverseDiffusion
 from pyrogen.kernels._phase import Direct
+from pyrogen.kernels._progress import Progress
 from pyrogen.kernels._score_site import Denoising
 from pyrogen.models import ScoreModel
 from pyrogen.processes import (
@@ -40,13 +41,19 @@ from tests.kernels.scores import GaussianData, MixtureData, gaussian, mixture
 from tests.statistics import TEST_FAILURE_RATE, assert_mean_close
 
 every_sampler = pytest.mark.parametrize("name", SAMPLERS)
-ONE_OF_EACH_CLASS = list({make: name for name, (make, *_) in reversed(SAMPLERS.items())}.values())
-every_class = pytest.mark.parametrize("name", ONE_OF_EACH_CLASS)
+every_kind = pytest.mark.parametrize("name", ["ancestral", "annealed langevin", "flow adaptive"])
 FIXED = [name for name in SAMPLERS if name != "flow adaptive"]
 
 
 def model():
     pyro.sample("x", gaussian(event_shape=2).to_event(0))
+
+
+def quick(name, *args, **options):
+    """A sampler of few steps, where it does not matter where they lead."""
+    few = {"num_levels": 2, "steps_per_level": 2} if name == "annealed langevin" else {}
+    few = {"num_steps": 4} if name == "ancestral" else few
+    return sampler(name, *args, **few, **options)
 
 
 def drawn(kernel, num_chains=5, num_samples=1, *args, **kwargs):
@@ -105,7 +112,10 @@ def test_draws_of_gaussian_data_follow_the_exact_law_of_their_steps(name):
     """Whatever the steps leave of an error is known to all digits, and draws have just that law."""
     fn = gaussian()
     mean, variance = affine_law(name, fn)
-    x = drawn(sampler(name, fn), 5000, 2).flatten().double()
+    kernel = sampler(name, fn)
+    with torch.no_grad():
+        walk, _ = kernel.walk(Direct(kernel.target((), {}, {}).potential()), torch.zeros(10_000, 0))
+    x = walk.x.double()
     standard = (x - mean) / variance.sqrt()
     p_value = scipy.stats.kstest(standard.numpy(), "norm").pvalue
     assert p_value > TEST_FAILURE_RATE
@@ -126,7 +136,7 @@ def test_a_skewed_mixture_is_recovered(name, process):
     assert_mean_close(data.responsibility(x, torch.tensor(1e-5)), data.weights[0])
 
 
-@pytest.mark.parametrize("name", ["multistep", "flow multistep", "flow adaptive"])
+@pytest.mark.parametrize("name", ["multistep", "flow multistep"])
 def test_a_skewed_mixture_is_recovered_quickly(name):
     data = MixtureData(VariancePreserving())
     x = drawn(sampler(name, mixture(), longer=True), 4000)[:, 0]
@@ -210,9 +220,9 @@ def test_one_draw_is_one_run_of_so_many_evaluations(name):
     assert len(calls) == kernel.evaluations
 
 
-@every_class
+@every_kind
 def test_under_pyro_and_copied_and_pickled(name):
-    kernel, found = sampler(name, model), []
+    kernel, found = quick(name, model), []
     for twin in (kernel, copy.deepcopy(kernel), pickle.loads(pickle.dumps(kernel))):
         pyro.set_rng_seed(3)
         mcmc = pyro.infer.MCMC(twin, 4, 1, disable_progbar=True)
@@ -225,9 +235,8 @@ def test_under_pyro_and_copied_and_pickled(name):
     assert torch.equal(found[0], found[2])
 
 
-@every_class
-def test_under_pyro_several_chains_and_a_progress_bar(name):
-    kernel = sampler(name, model)
+def test_under_pyro_several_chains_and_a_report():
+    kernel = quick("ancestral", model)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "num_chains=")
         mcmc = pyro.infer.MCMC(kernel, 2, 0, num_chains=2, disable_progbar=True)
@@ -239,16 +248,14 @@ def test_under_pyro_several_chains_and_a_progress_bar(name):
     json.dump(kernel.logging(), io.StringIO())
     pickle.dumps(kernel.diagnostics())
     kernel.cleanup()
-    mcmc = MCMC(sampler(name, model), 1, num_chains=2)
-    mcmc.run()
 
 
-@every_class
+@every_kind
 def test_a_seed_reproduces_a_run_in_batches_of_chains(name):
-    found = []
+    found, kernel = [], quick(name, model)
     for _ in range(2):
         pyro.set_rng_seed(7)
-        mcmc = MCMC(sampler(name, model), 2, num_chains=5, chain_batch_size=3, disable_progbar=True)
+        mcmc = MCMC(kernel, 2, num_chains=5, chain_batch_size=3, disable_progbar=True)
         mcmc.run()
         assert mcmc.warmup_steps == 0
         found.append(mcmc.get_samples(group_by_chain=True)["x"])
@@ -276,7 +283,7 @@ def test_compiled_and_uncompiled_draws_are_the_same_quickly():
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
 
 
-@every_class
+@every_kind
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_draws_have_the_dtype_of_the_network(name, dtype):
     network = torch.nn.Linear(3, 2).to(dtype)
@@ -293,13 +300,13 @@ def test_draws_have_the_dtype_of_the_network(name, dtype):
             return noise(x, t)
 
     fn = ScoreBased(VariancePreserving(), Net(), 2)
-    mcmc = MCMC(sampler(name, fn), 1, num_chains=2, disable_progbar=True)
+    mcmc = MCMC(quick(name, fn), 1, num_chains=2, disable_progbar=True)
     mcmc.run()
     assert mcmc.get_samples()["x"].dtype == dtype
     assert mcmc.info["accept_prob"].dtype == dtype
 
 
-@every_class
+@every_kind
 def test_as_the_sampler_of_a_distribution(name):
     """Every context has draws of its own; without one, any shape will do."""
     kernel = sampler(name)
@@ -315,6 +322,19 @@ def test_as_the_sampler_of_a_distribution(name):
     assert plain.expand((4,)).sample((5,)).shape == (5, 4, 2, 1)
 
 
+def test_the_progress_bar_moves_within_a_draw(monkeypatch, capsys):
+    chains, shares = quick("ancestral", model).start(2, 0), []
+    chains.run.on_move = shares.append
+    chains.advance()
+    assert shares == [1 / 3, 2 / 3, 1]
+    monkeypatch.setattr("pyrogen.kernels._progress._SECONDS", 0.0)
+    progress = Progress(2, disable=False)
+    for share in shares:
+        progress.within(share)
+        assert progress._bar.n == round(share, 2)
+    progress.close()
+
+
 def test_contexts_of_equal_shape_share_a_graph():
     process = VariancePreserving()
     kernel = DDIM(num_steps=5, compile=False)
@@ -326,7 +346,7 @@ def test_contexts_of_equal_shape_share_a_graph():
     assert captures == {1}
 
 
-@every_class
+@every_kind
 def test_models_with_plates_and_contexts(name):
     process = VariancePreserving()
     program = ScoreModel(process, GaussianData(process), 1, "data", min_time=1e-3)
@@ -398,11 +418,10 @@ class Alive(TorchDispatchMode):
         self.now -= size
 
 
-@pytest.mark.parametrize("method", ["ancestral", "multistep"])
-def test_memory_is_constant_in_the_number_of_steps(method):
+def test_memory_is_constant_in_the_number_of_steps():
     most = []
     for num_steps in (10, 60):
-        kernel = ReverseDiffusion(gaussian(event_shape=50), num_steps, method, compile=False)
+        kernel = ReverseDiffusion(gaussian(event_shape=50), num_steps, "multistep", compile=False)
         chains = kernel.start(100, 0)
         chains.advance()  # captures
         with Alive() as alive:
@@ -430,7 +449,7 @@ def test_a_network_that_fails_is_named_with_site_and_step():
     late = ScoreBased(process, lambda x, t: torch.where(t.unsqueeze(-1) < 1e-3, torch.nan, x), 2)
     with pytest.raises(NonFiniteError, match="denoised at the end"):
         drawn(DDPM(late, 10, compile=False))
-    with pytest.raises(NonFiniteError, match=r"velocity of site 'x' is not finite at time 0\.[45]"):
+    with pytest.raises(NonFiniteError, match="velocity of site 'x' is not finite at time"):
         drawn(ProbabilityFlow(ScoreBased(process, noise, 2), method="adaptive", compile=False))
 
 
@@ -491,6 +510,9 @@ def test_bad_options_and_processes():
     "name", ["ancestral", "multistep", "stochastic heun", "flow euler", "flow multistep", "ddim"]
 )
 def test_the_straight_line_from_its_very_end(name):
-    x = drawn(sampler(name, gaussian(Rectified())), 2000)
+    kernel = sampler(name, gaussian(Rectified()))
+    with torch.no_grad():
+        walk, _ = kernel.walk(Direct(kernel.target((), {}, {}).potential()), torch.zeros(2000, 0))
+    x = walk.x
     assert abs(float(x.mean()) - 1.5) < 0.1
     assert 0.3 < float(x.std()) < 0.7

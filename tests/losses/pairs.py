@@ -23,9 +23,15 @@ from pyro.infer.autoguide import AutoDelta, AutoIAFNormal, AutoLowRankMultivaria
 from torch import nn
 from torch.distributions import constraints
 
-from pyrogen.guides import AmortizedFlow, AmortizedNormal, Empty, UniformDequantization
-from pyrogen.models import VAE, Flow
-from pyrogen.nn import MLP
+from pyrogen.guides import (
+    AmortizedFlow,
+    AmortizedNormal,
+    Empty,
+    ForwardNoising,
+    UniformDequantization,
+)
+from pyrogen.models import VAE, CategoricalDiffusion, DenoisingDiffusion, Flow
+from pyrogen.nn import MLP, ModulatedMLP
 from pyrogen.transforms import ActNorm, AffineCoupling
 
 VECTORIZED = {"vectorize_particles": True, "max_plate_nesting": 1}
@@ -178,6 +184,20 @@ def written_by_hand(elbo, model, guide):
     return lambda: (elbo, model, guide, (torch.randn(8) + 1,))
 
 
+def diffusion():
+    model = DenoisingDiffusion(
+        ModulatedMLP(2, width=8, num_blocks=1), 2, 30, variance="learned", subsample_size=2
+    )
+    return TraceMeanField_ELBO(), model, ForwardNoising(model), (torch.randn(6, 2),)
+
+
+def diffusion_of_levels():
+    model = CategoricalDiffusion(
+        ModulatedMLP((2, 4), width=8, num_blocks=1), (2,), 3, 30, subsample_size=2
+    )
+    return TraceMeanField_ELBO(), model, ForwardNoising(model), (torch.randint(3, (6, 2)),)
+
+
 PAIRS = {
     "vae, analytic KL": vae(TraceMeanField_ELBO()),
     "vae, two particles": vae(Trace_ELBO(num_particles=2)),
@@ -191,6 +211,8 @@ PAIRS = {
     "vae, flow posterior": vae_with_flow,
     "flow": flow(),
     "flow, levels": flow(levels=5),
+    "diffusion": diffusion,
+    "diffusion of levels": diffusion_of_levels,
     "eight schools": auto(TraceMeanField_ELBO(), eight_schools),
     "eight schools, low rank": auto(Trace_ELBO(), eight_schools, AutoLowRankMultivariateNormal),
     "eight schools, flow": auto(Trace_ELBO(), eight_schools, AutoIAFNormal, hidden_dim=[12]),

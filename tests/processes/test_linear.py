@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pyrogen.processes import (
     Brownian,
     CosineVariancePreserving,
+    DiscreteVariancePreserving,
     LinearProcess,
     OrnsteinUhlenbeck,
     Process,
@@ -29,6 +30,7 @@ PROCESSES = {
     "variance_preserving": VariancePreserving(),
     "sub_variance_preserving": SubVariancePreserving(),
     "cosine": CosineVariancePreserving(),
+    "discrete": DiscreteVariancePreserving.linear(1000),
     "variance_exploding": VarianceExploding(),
     "rectified": Rectified(),
 }

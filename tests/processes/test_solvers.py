@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pyrogen.processes import (
     CosineVariancePreserving,
@@ -212,6 +214,21 @@ def test_grids_are_even_in_what_they_say(process: LinearProcess, kind: str) -> N
     }[kind]()
     steps = quantity.diff()
     torch.testing.assert_close(steps, steps.mean().expand_as(steps), rtol=1e-6, atol=0.0)
+
+
+@given(
+    kind=st.sampled_from(sorted(GRIDS)),
+    process=st.sampled_from(list(PROCESSES.values())),
+    num_times=st.integers(2, 40),
+    start=st.floats(0.1, 1.0),
+    share=st.floats(1e-3, 0.9),
+)
+def test_grids_fall_from_end_to_end(kind, process, num_times, start, share) -> None:
+    times = time_grid(process, num_times, kind, start, share * start, dtype=DOUBLE)
+    assert times.shape == (num_times,)
+    assert bool((times.diff() < 0).all())
+    ends = torch.tensor([start, share * start], dtype=DOUBLE)
+    assert torch.equal(times[[0, -1]], ends)
 
 
 def test_bad_options() -> None:
