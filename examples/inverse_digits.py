@@ -234,7 +234,7 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/inverse_digits"))
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--digits", type=int, default=5)
-    parser.add_argument("--guidance", nargs="+", default=["mmps", "pigdm", "dps"])
+    parser.add_argument("--guidance", nargs="+", default=["mmps", "pigdm"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true", help="a few steps, to see that it runs")
     options = parser.parse_args()
