@@ -206,13 +206,13 @@ def panel(truth: Tensor, results: dict[str, Result]) -> Any:
     """For each problem and digit: the truth, what is seen, the mean of the draws, three draws."""
     columns = ("truth", "seen", "mean", "draws")
     digits = len(truth)
-    figure = plt.figure(figsize=(8.6, 1.05 * digits + 0.3))
-    figure.suptitle("Digits that go with what is seen of them", size=11)
+    height = 0.37 * digits + 0.5
+    figure = plt.figure(figsize=(8.8, height))
     blocks_of = figure.subfigures(1, len(results), wspace=0.02)
     for block, (name, result) in zip(blocks_of, results.items(), strict=True):
         axes = block.subplots(digits, 6, squeeze=False)
-        block.subplots_adjust(0.02, 0.01, 0.98, 0.82, wspace=0.06, hspace=0.06)
-        block.suptitle(name, size=9, y=0.95)
+        block.subplots_adjust(0.02, 0.01, 0.98, 1 - 0.48 / height, wspace=0.06, hspace=0.06)
+        block.suptitle(name, size=9, y=1 - 0.06 / height)
         for i in range(digits):
             seen = PROBLEMS[name].show(result.seen[i])
             images = [truth[i], seen, result.draws[i].mean(0), *result.draws[i, :3]]
@@ -232,9 +232,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/inverse_digits"))
-    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--digits", type=int, default=5)
-    parser.add_argument("--guidance", nargs="+", default=["mmps", "pigdm", "dps"])
+    parser.add_argument("--guidance", nargs="+", default=["mmps", "pigdm"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true", help="a few steps, to see that it runs")
     options = parser.parse_args()

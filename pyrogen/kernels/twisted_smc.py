@@ -13,10 +13,10 @@ from pyrogen.kernels._inverse import InverseProblem
 from pyrogen.kernels._options import whole
 from pyrogen.kernels.dps import DPS
 
-__all__ = ["TwistedSMC", "Weights"]
+__all__ = ["ParticleState", "TwistedSMC"]
 
 
-class Weights(NamedTuple):
+class ParticleState(NamedTuple):
     """How much the particles of each chain count.
 
     Attributes:
@@ -91,14 +91,14 @@ class TwistedSMC:
         """Whether the observations have to be normal."""
         return self.twist.needs_gaussian
 
-    def init(self, x: Tensor) -> Weights:
+    def init(self, x: Tensor) -> ParticleState:
         """The weights of particles ``x [chains * particles, *shape]`` that are noise."""
         ones = torch.ones_like(x.reshape(-1, self.num_particles, x[0].numel())[..., 0])
-        return Weights(0.0 * ones, 0.0 * ones[:, 0], self.num_particles * ones[:, 0])
+        return ParticleState(0.0 * ones, 0.0 * ones[:, 0], self.num_particles * ones[:, 0])
 
     def step(
-        self, problem: InverseProblem, x: Tensor, weights: Weights, t: Tensor, s: Tensor
-    ) -> tuple[Tensor, Weights]:
+        self, problem: InverseProblem, x: Tensor, weights: ParticleState, t: Tensor, s: Tensor
+    ) -> tuple[Tensor, ParticleState]:
         """Particles and their weights at the time ``s`` before ``t``.
 
         Args:
@@ -125,21 +125,21 @@ class TwistedSMC:
         return guided.mean + prior.stddev * noise, weights._replace(log_weight=log_weight)
 
     def finish(
-        self, problem: InverseProblem, x: Tensor, weights: Weights, t: Tensor
-    ) -> tuple[Tensor, Weights]:
+        self, problem: InverseProblem, x: Tensor, weights: ParticleState, t: Tensor
+    ) -> tuple[Tensor, ParticleState]:
         """One particle for each chain, denoised, ``[chains, *shape]``; arguments as for
         :meth:`step`."""
         data = problem.prior.denoise(x, t)
         log_likelihood = problem.log_likelihood(data).reshape(weights.log_weight.shape)
         log_weight = weights.log_weight + log_likelihood
         chosen = _chosen(log_weight, torch.rand_like(log_weight[:, :1]))
-        return _gathered(data, chosen), Weights(
+        return _gathered(data, chosen), ParticleState(
             log_weight,
             weights.log_evidence + log_mean_exp(log_weight),
             torch.minimum(weights.ess, effective(log_weight)),
         )
 
-    def _resampled(self, weights: Weights) -> tuple[Tensor, Weights]:
+    def _resampled(self, weights: ParticleState) -> tuple[Tensor, ParticleState]:
         """Which particles go on, ``[chains, particles]``: drawn anew in the chains where few are
         left that matter."""
         log_weight, count = weights.log_weight, self.num_particles
@@ -149,7 +149,7 @@ class TwistedSMC:
         uniform = (places + torch.rand_like(log_weight[:, :1])) / count
         again = poor.unsqueeze(1)
         index = torch.where(again, _chosen(log_weight, uniform), places)
-        return index, Weights(
+        return index, ParticleState(
             torch.where(again, 0.0, log_weight),
             weights.log_evidence + torch.where(poor, log_mean_exp(log_weight), 0.0),
             torch.minimum(weights.ess, ess),
