@@ -37,7 +37,7 @@ napoleon_custom_sections = [("Shapes", "params_style")]
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!pyrogen\b).*"),
     (r"py:.*", r"pyrogen\.(\w+\.)*_\w+(\.\w+)?"),
-    (r"py:class", r"pyrogen\.kernels\.\w+\.\w+(State|Info|Tuning|Weights)"),
+    (r"py:class", r"pyrogen\.kernels\.\w+\.\w+(State|Info|Tuning)"),
 ]
 
 
