@@ -101,7 +101,8 @@ def _nearest(fn: ScoreBased, data: Tensor, noise: Tensor) -> Tensor:
     dims = len(fn.event_shape)
     batch = data.shape[1 : data.dim() - dims]
     one, other = (x.detach().reshape((len(x), batch.numel(), -1)) for x in (data, noise))
-    order = _assignment(torch.cdist(one, other).square())
+    exact = torch.promote_types(data.dtype, torch.float32)
+    order = _assignment(torch.cdist(one.to(exact), other.to(exact)).square())
     paired = torch.take_along_dim(other, order.unsqueeze(-1), 1)
     return paired.reshape(noise.shape)
 

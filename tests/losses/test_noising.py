@@ -192,6 +192,14 @@ def test_a_learned_schedule_lessens_the_variance_and_leaves_the_bound():
     assert (before.mean() - after.mean()).abs() < 5 * error
 
 
+def test_a_learned_schedule_is_captured_at_a_single_time():
+    process, t = LearnedVariancePreserving(num_bins=3), torch.tensor(0.4)
+    for function in (process.log_snr, process.log_mass):
+        # Taken apart as for a graph, in which no index may be read.
+        captured = torch.compile(function, backend="aot_eager_decomp_partition", fullgraph=True)
+        torch.testing.assert_close(captured(t), function(t))
+
+
 def test_times_of_low_discrepancy_lessen_the_variance():
     _, fn = gaussian(VariancePreserving())
     even, free = (
@@ -226,6 +234,12 @@ def test_transport_pairs_have_the_least_distance():
     for one, columns in zip(cost, _assignment(cost), strict=True):
         least = min(sum(one[i, j] for i, j in enumerate(order)) for order in orders)
         torch.testing.assert_close(one[range(4), columns].sum(), least)
+
+
+def test_transport_of_few_digits():
+    fn = ScoreBased(Rectified(), lambda x, t: x, SIZE, "velocity")
+    data = torch.randn(6, SIZE, dtype=torch.bfloat16)
+    assert estimates(FlowMatching("optimal-transport"), fn, data).isfinite().all()
 
 
 def test_transport_straightens_the_flow_of_a_gaussian():
