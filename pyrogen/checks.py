@@ -193,7 +193,7 @@ def _has_density(site: Mapping[str, Any]) -> bool:
     """Whether the log-density of a site is finite, which a density may say itself."""
     try:
         return _finite(site["fn"].log_prob(site["value"]))
-    except NonFiniteError:
+    except (NonFiniteError, RuntimeError):  # as a solver's that gets nowhere
         return False
 
 

@@ -14,6 +14,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from scipy.stats import binom
 from torch import Tensor
 
 __all__ = ["TwoSampleTest", "two_sample_test"]
@@ -49,8 +50,8 @@ def two_sample_test(data: Tensor, draws: Tensor, neighbours: int = 5) -> TwoSamp
         The accuracy with its interval.
 
     Raises:
-        ValueError: if events differ in shape, there are fewer than ``2 * neighbours`` of a kind, or
-            ``neighbours`` is even.
+        ValueError: if events differ in shape or are not finite, there are fewer than
+            ``2 * neighbours`` of a kind, or ``neighbours`` is no odd number.
 
     References:
         D. Lopez-Paz, M. Oquab, *Revisiting classifier two-sample tests*, 2017, arXiv:1610.06545.
@@ -63,8 +64,9 @@ def two_sample_test(data: Tensor, draws: Tensor, neighbours: int = 5) -> TwoSamp
     """
     _check(data, draws, neighbours)
     half = min(len(data), len(draws)) // 2
+    exact = torch.promote_types(data.dtype, torch.float32)
     parts = [
-        x[torch.randperm(len(x), device=x.device)[: 2 * half]].flatten(1).to(data.dtype)
+        x[torch.randperm(len(x), device=x.device)[: 2 * half]].reshape(2 * half, -1).to(exact)
         for x in (data, draws)
     ]
     known = torch.cat([part[:half] for part in parts])
@@ -85,9 +87,8 @@ def _wilson(right: int, count: int) -> tuple[float, float]:
 
 
 def _tail(right: int, count: int) -> float:
-    """P(at least ``right`` of ``count`` tosses), exactly."""
-    ways = sum(math.comb(count, k) for k in range(right, count + 1))
-    return float(ways / 2**count)
+    """P(at least ``right`` of ``count`` tosses)."""
+    return float(binom.sf(right - 1, count, 0.5))
 
 
 def _check(data: Tensor, draws: Tensor, neighbours: int) -> None:
@@ -95,10 +96,13 @@ def _check(data: Tensor, draws: Tensor, neighbours: int) -> None:
         raise ValueError(
             f"draws: expected events of shape {list(data.shape[1:])}, got {list(draws.shape[1:])}"
         )
-    if neighbours < 1 or neighbours % 2 == 0:
-        raise ValueError(f"neighbours: expected a positive odd number, got {neighbours}")
+    if not isinstance(neighbours, int) or neighbours < 1 or neighbours % 2 == 0:
+        raise ValueError(f"neighbours: expected a positive odd number, got {neighbours!r}")
     if min(len(data), len(draws)) < 2 * neighbours:
         raise ValueError(
             f"expected at least {2 * neighbours} events of each kind, got {len(data)} and "
             f"{len(draws)}"
         )
+    for name, x in (("data", data), ("draws", draws)):
+        if not bool(x.isfinite().all()):
+            raise ValueError(f"{name}: expected finite values, got infinite or NaN ones")

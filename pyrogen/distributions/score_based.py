@@ -40,6 +40,7 @@ from pyrogen.processes import LinearProcess, convert
 from pyrogen.processes.parametrization import check_parametrization
 from pyrogen.processes.process import as_time
 from pyrogen.transforms import ContinuousFlow
+from pyrogen.transforms._moved import moved, tensors
 
 __all__ = ["ScoreBased"]
 
@@ -83,8 +84,9 @@ class ScoreBased(TorchDistribution):
     Raises:
         TypeError: if the process is not linear, or the denoiser cannot be called.
         ValueError: for an unknown prediction, times that are not ``0 <= min_time < max_time``, a
-            process that does not begin with data, guidance without a context; on call, for times
-            out of range or if the network returns another shape.
+            process that does not begin with data, sizes that are not positive, a context that is
+            not ``[*batch, features]``, guidance without a context; on call, for times out of range
+            or if the network returns another shape.
 
     Example:
         >>> from pyrogen.processes import VariancePreserving
@@ -123,6 +125,7 @@ class ScoreBased(TorchDistribution):
         validate_args: bool | None = None,
     ) -> None:
         _check(process, denoiser, prediction, min_time, max_time)
+        _check_context(context)
         if guidance_scale != 1 and context is None:
             raise ValueError(
                 f"guidance_scale: expected 1 without a context, got {guidance_scale}; guidance "
@@ -136,6 +139,8 @@ class ScoreBased(TorchDistribution):
         self.min_time, self.max_time = float(min_time), float(max_time)
         self.sampler = sampler
         shape = Size((event_shape,) if isinstance(event_shape, int) else event_shape)
+        if any(size < 1 for size in shape):
+            raise ValueError(f"event_shape: expected positive sizes, got {list(shape)}")
         if terminal is not None and (terminal.batch_shape, terminal.event_shape) != (Size(), shape):
             raise ValueError(
                 f"terminal: expected batch shape [] and event shape {list(shape)}, got "
@@ -169,6 +174,8 @@ class ScoreBased(TorchDistribution):
         for part in (self.denoiser, self.process):
             if isinstance(part, nn.Module):
                 known += [*part.parameters(), *part.buffers()]
+        if self._terminal is not None:
+            known += tensors(self._terminal)
         return next((x for x in known if x.is_floating_point()), torch.empty(0))
 
     def predict(self, x: Tensor, t: Any, target: str) -> Tensor:
@@ -215,10 +222,12 @@ class ScoreBased(TorchDistribution):
         return self.predict(x, t, "velocity")
 
     def terminal(self) -> TorchDistribution:
-        """The law at ``max_time``, over one event."""
-        if self._terminal is not None:
-            return self._terminal
+        """The law at ``max_time``, over one event, where draws are: a module does not move it."""
         like = self.like
+        if self._terminal is not None:
+            return moved(
+                self._terminal, lambda x: x.to(like if x.is_floating_point() else like.device)
+            )
         std = self.process.std(torch.tensor(self.max_time, dtype=like.dtype, device=like.device))
         zeros = std.new_zeros(self.event_shape)
         joined: TorchDistribution = dist.Normal(zeros, std).to_event(len(self.event_shape))
@@ -237,7 +246,7 @@ class ScoreBased(TorchDistribution):
             return together
         noise, log_det = self.flow().forward_and_log_det(x)
         log_prob: Tensor = self.terminal().log_prob(noise) + log_det
-        return log_prob
+        return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
 
     def sample(self, sample_shape: Sequence[int] = Size()) -> Tensor:
         """Draws, ``[*sample_shape, *batch, *event]``."""
@@ -260,6 +269,7 @@ class ScoreBased(TorchDistribution):
 
     def with_context(self, context: Tensor | None, guidance_scale: float = 1.0) -> ScoreBased:
         """The same network with another context, ``[*batch, features]``."""
+        _check_context(context)
         other = copy.copy(self)
         other.context, other.guidance_scale = context, guidance_scale
         other._batch_shape = (
@@ -373,3 +383,9 @@ def _check(process: Any, denoiser: Any, prediction: str, min_time: float, max_ti
         raise ValueError(
             f"expected times 0 <= min_time < max_time, got {min_time!r} and {max_time!r}"
         )
+
+
+def _check_context(context: Any) -> None:
+    if context is not None and not (isinstance(context, Tensor) and context.dim()):
+        got = list(context.shape) if isinstance(context, Tensor) else type(context).__name__
+        raise ValueError(f"context: expected a tensor of shape [*batch, features], got {got}")

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from pyro.infer import ELBO
+from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 
 from pyrogen.distributions import ScoreBased
@@ -14,7 +15,10 @@ from pyrogen.losses._scoring import ScoringELBO, expanded
 from pyrogen.processes import LinearProcess, known
 from pyrogen.processes.process import beside
 
-__all__ = ["NoisingELBO", "Shown", "log_snr_rate", "refuse_latent", "uniform_numbers"]
+__all__ = [
+    "NoisingELBO", "Shown", "log_snr_rate", "over_event", "refuse_latent", "time_of",
+    "uniform_numbers",
+]  # fmt: skip
 
 
 class Shown(NamedTuple):
@@ -80,6 +84,24 @@ class NoisingELBO(ScoringELBO):
             return uniform_numbers(data, math.prod(shape)).reshape(shape)
         return torch.rand(shape, dtype=data.dtype, device=data.device)
 
+    def log_snr_ends(self, name: str, fn: ScoreBased, data: Tensor) -> Tensor:
+        """The log-SNR at ``min_time`` and at ``max_time``, ``[2]``.
+
+        Raises:
+            ValueError: if one of them is infinite.
+        """
+        times = torch.tensor([fn.min_time, fn.max_time], dtype=data.dtype, device=data.device)
+        ends = fn.process.log_snr(times)
+        if is_validation_enabled() and not bool(ends.isfinite().all()):
+            first, last = ends.tolist()
+            raise ValueError(
+                f"site {name!r}: expected noise at min_time = {fn.min_time:g} and a rest of the "
+                f"data at max_time = {fn.max_time:g}, got log-SNRs {first:g} and {last:g}, over "
+                "which no integral is finite; give the distribution min_time=1e-5 or "
+                "max_time=0.999"
+            )
+        return ends
+
     def show(self, fn: ScoreBased, data: Tensor, noise: Tensor, t: Tensor, target: str) -> Shown:
         """Shows the network data under noise, all ``[*batch, *event]``."""
         law = fn.with_context(self.kept_context(fn, t))
@@ -96,6 +118,12 @@ class NoisingELBO(ScoringELBO):
         return torch.where(kept.unsqueeze(-1), context, torch.zeros_like(context))
 
 
+def over_event(fn: ScoreBased, x: Tensor) -> Tensor:
+    """The sum over each event, ``[*batch]`` of ``x [*batch, *event]``."""
+    dims = len(fn.event_shape)
+    return x.flatten(-dims).sum(-1) if dims else x
+
+
 def uniform_numbers(like: Tensor, count: int) -> Tensor:
     """Numbers spread evenly over the unit interval, each uniform by itself, ``[count]``."""
     first = torch.rand((), dtype=like.dtype, device=like.device)
@@ -106,6 +134,12 @@ def uniform_numbers(like: Tensor, count: int) -> Tensor:
 def log_snr_rate(process: LinearProcess, t: Tensor) -> Tensor:
     """How fast the log-SNR falls, ``g^2 / sigma^2``."""
     return process.diffusion(t).square() / process.variance(t)
+
+
+def time_of(fn: ScoreBased, log_snr: Tensor) -> Tensor:
+    """When the log-SNR has the given value: rounding leads nowhere before ``min_time`` or after
+    ``max_time``."""
+    return fn.process.time_of(log_snr).clamp(fn.min_time, fn.max_time)
 
 
 def refuse_latent(name: str) -> Any:

@@ -38,7 +38,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from pyrogen.distributions import ScoreBased
-from pyrogen.losses._noising import NoisingELBO, log_snr_rate, refuse_latent
+from pyrogen.losses._noising import NoisingELBO, log_snr_rate, over_event, refuse_latent, time_of
 from pyrogen.processes import LinearProcess, error_scale
 
 __all__ = ["DenoisingScoreMatching", "SimpleDiffusion"]
@@ -92,7 +92,8 @@ class DenoisingScoreMatching(NoisingELBO):
 
     Raises:
         ValueError: for an unknown weighting, times that do not go with it, or numbers out of
-            range; when run, if a score-based site is latent (its weighted error is no bound).
+            range; when run, if a score-based site is latent (its weighted error is no bound), or if
+            times are drawn in log-SNR and that is infinite at ``min_time`` or ``max_time``.
 
     References:
         P. Vincent, *A connection between score matching and denoising autoencoders*, 2011,
@@ -143,9 +144,9 @@ class DenoisingScoreMatching(NoisingELBO):
     def score(self, name: str, fn: Any, value: Tensor) -> Tensor:
         """Minus the estimate, ``[*batch]``."""
         data = self.repeated(fn, value)
-        t, over_density = self._draw_times(fn, self.uniform(fn, data))
+        t, over_density = self._draw_times(name, fn, self.uniform(fn, data))
         shown = self.show(fn, data, torch.randn_like(data), t, fn.prediction)
-        error = (shown.prediction - shown.target).square().flatten(t.dim()).sum(-1)
+        error = over_event(fn, (shown.prediction - shown.target).square())
         scale = error_scale(fn.process, t, fn.prediction, self._of)
         weight = self._weight(fn.process, t) * scale.square() * over_density
         return -0.5 * (weight * error).mean(0)
@@ -154,7 +155,7 @@ class DenoisingScoreMatching(NoisingELBO):
         """A latent site has no weighted error: refuses."""
         return refuse_latent(name)
 
-    def _draw_times(self, fn: ScoreBased, u: Tensor) -> tuple[Tensor, Tensor]:
+    def _draw_times(self, name: str, fn: ScoreBased, u: Tensor) -> tuple[Tensor, Tensor]:
         """Times of the law chosen, and one over their density against the weighting's own."""
         process, first, last = fn.process, fn.min_time, fn.max_time
         if self.num_levels:
@@ -162,14 +163,16 @@ class DenoisingScoreMatching(NoisingELBO):
             return first + step * (u * self.num_levels).floor(), torch.ones_like(u)
         if self.times == "uniform":
             return first + (last - first) * u, torch.ones_like(u)
-        ends = process.log_snr(torch.stack([u.new_tensor(last), u.new_tensor(first)]))
         if self.times == "log-snr":
-            t = process.time_of(ends[0] + (ends[1] - ends[0]) * u)
-            return t, (ends[1] - ends[0]) / ((last - first) * log_snr_rate(process, t))
+            ends = self.log_snr_ends(name, fn, u)
+            t = time_of(fn, ends[1] + (ends[0] - ends[1]) * u)
+            return t, (ends[0] - ends[1]) / ((last - first) * log_snr_rate(process, t))
+        ends = process.log_snr(torch.stack([u.new_tensor(first), u.new_tensor(last)]))
         # log(sigma / alpha) is normal, between its values at the ends.
         normal = torch.distributions.Normal(u.new_tensor(_EDM_MEAN), u.new_tensor(_EDM_STD))
-        low, high = normal.cdf(-0.5 * ends[1]), normal.cdf(-0.5 * ends[0])
-        return process.time_of(-2 * normal.icdf(low + (high - low) * u)), torch.ones_like(u)
+        low, high = normal.cdf(-0.5 * ends[0]), normal.cdf(-0.5 * ends[1])
+        log_snr = (-2 * normal.icdf(low + (high - low) * u)).clamp(ends[1], ends[0])
+        return time_of(fn, log_snr), torch.ones_like(u)
 
 
 class SimpleDiffusion(DenoisingScoreMatching):

@@ -21,12 +21,11 @@ from typing import Any
 
 import torch
 from pyro.infer import ELBO
-from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
-from torch.distributions import Normal, kl_divergence
+from torch.distributions import Independent, Normal, kl_divergence
 
 from pyrogen.distributions import ScoreBased
-from pyrogen.losses._noising import NoisingELBO, log_snr_rate
+from pyrogen.losses._noising import NoisingELBO, log_snr_rate, over_event, time_of
 from pyrogen.processes import LearnedVariancePreserving, error_scale
 
 __all__ = ["DiffusionELBO"]
@@ -50,7 +49,7 @@ class DiffusionELBO(NoisingELBO):
 
     Raises:
         ValueError: for numbers out of range; when run, if the process has no noise at
-            ``min_time``, where the bound would be infinite.
+            ``min_time`` or nothing but noise at ``max_time``, where the bound would be infinite.
 
     References:
         D. P. Kingma, T. Salimans, B. Poole, J. Ho, *Variational diffusion models*, 2021,
@@ -82,11 +81,10 @@ class DiffusionELBO(NoisingELBO):
 
     def score(self, name: str, fn: Any, value: Tensor) -> Tensor:
         """An unbiased estimate of the bound, ``[*batch]``."""
-        _check_noise(name, fn)
         data = self.repeated(fn, value)
-        ends = torch.tensor([fn.min_time, fn.max_time], dtype=data.dtype, device=data.device)
-        bound = self._least_noise(fn, ends[0]) - self._forgotten(fn, data[0], ends[1])
-        return bound - self._denoising(fn, data, fn.process.log_snr(ends))
+        ends = self.log_snr_ends(name, fn, data)
+        bound = self._least_noise(fn, ends[0]) - self._forgotten(fn, data[0])
+        return bound - self._denoising(fn, data, ends)
 
     def latent(self, name: str, fn: Any, score: Any) -> Any:
         """The bound too."""
@@ -99,15 +97,15 @@ class DiffusionELBO(NoisingELBO):
             t = fn.min_time + duration * u
             weight = duration * log_snr_rate(process, t)
         else:
-            t = process.time_of(ends[0] - (ends[0] - ends[1]) * u)
+            t = time_of(fn, ends[0] - (ends[0] - ends[1]) * u)
             weight = (ends[0] - ends[1]).expand(t.shape)
         noise = torch.randn_like(data)
         shown = self.show(fn, data, noise, t, fn.prediction)
-        error = (shown.prediction - shown.target).square().flatten(t.dim()).sum(-1)
+        error = over_event(fn, (shown.prediction - shown.target).square())
         scale = error_scale(process, t, fn.prediction, "noise")
         # Where there is little noise, nobody can tell it from data, and the error is its square:
         # what that exceeds its mean by is taken away.
-        excess = (noise.square() - 1).flatten(t.dim()).sum(-1)
+        excess = over_event(fn, noise.square() - 1)
         share = process.log_snr(t).sigmoid().square()
         terms = 0.5 * weight * (scale.square() * error - share * excess)
         if isinstance(process, LearnedVariancePreserving):
@@ -117,33 +115,25 @@ class DiffusionELBO(NoisingELBO):
             terms = terms - (pull - pull.detach())
         return terms.mean(0)
 
-    def _least_noise(self, fn: ScoreBased, t: Tensor) -> Tensor:
+    def _least_noise(self, fn: ScoreBased, log_snr: Tensor) -> Tensor:
         """``E log p(x | z)`` at ``min_time``: minus an entropy."""
         size = math.prod(fn.event_shape)
-        return -0.5 * size * (math.log(2 * math.pi) + 1 - fn.process.log_snr(t))
+        return -0.5 * size * (math.log(2 * math.pi) + 1 - log_snr)
 
-    def _forgotten(self, fn: ScoreBased, data: Tensor, t: Tensor) -> Tensor:
+    def _forgotten(self, fn: ScoreBased, data: Tensor) -> Tensor:
         """The divergence of the law at ``max_time`` from what it is taken for, ``[*batch]``."""
+        t = data.new_tensor(fn.max_time)
         alpha, sigma = fn.process.mean_scale(t), fn.process.std(t)
         terminal: Any = fn.terminal()
         base = terminal
-        while hasattr(base, "base_dist"):
+        while isinstance(base, Independent):
             base = base.base_dist
-        dims = len(fn.event_shape)
         if isinstance(base, Normal):
-            each = kl_divergence(Normal(alpha * data, sigma), Normal(base.loc, base.scale))
-            return each.flatten(-dims).sum(-1) if dims else each
+            law = Normal(alpha * data, sigma)
+            return over_event(fn, kl_divergence(law, Normal(base.loc, base.scale)))
         noise = torch.randn_like(data)
-        squares = noise.square().flatten(-dims).sum(-1) if dims else noise.square()
+        squares = over_event(fn, noise.square())
         size = math.prod(fn.event_shape)
         entropy = 0.5 * squares + size * (0.5 * math.log(2 * math.pi) + sigma.log())
         divergence: Tensor = -entropy - terminal.log_prob(alpha * data + sigma * noise)
         return divergence
-
-
-def _check_noise(name: str, fn: ScoreBased) -> None:
-    if fn.min_time == 0 and is_validation_enabled() and not bool(fn.process.std(0.0) > 0):
-        raise ValueError(
-            f"site {name!r}: expected noise at min_time, got none at 0, where the bound is "
-            "infinite; give the distribution min_time=1e-5"
-        )

@@ -25,7 +25,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from pyrogen.distributions import ScoreBased
-from pyrogen.losses._noising import NoisingELBO, refuse_latent
+from pyrogen.losses._noising import NoisingELBO, over_event, refuse_latent
 
 __all__ = ["FlowMatching"]
 
@@ -88,7 +88,7 @@ class FlowMatching(NoisingELBO):
             noise = _nearest(fn, data, noise)
         t = fn.min_time + (fn.max_time - fn.min_time) * self.uniform(fn, data)
         shown = self.show(fn, data, noise, t, "velocity")
-        error = (shown.prediction - shown.target).square().flatten(t.dim()).sum(-1)
+        error = over_event(fn, (shown.prediction - shown.target).square())
         return -0.5 * error.mean(0)
 
     def latent(self, name: str, fn: Any, score: Any) -> Any:
@@ -101,7 +101,8 @@ def _nearest(fn: ScoreBased, data: Tensor, noise: Tensor) -> Tensor:
     dims = len(fn.event_shape)
     batch = data.shape[1 : data.dim() - dims]
     one, other = (x.detach().reshape((len(x), batch.numel(), -1)) for x in (data, noise))
-    order = _assignment(torch.cdist(one, other).square())
+    exact = torch.promote_types(data.dtype, torch.float32)
+    order = _assignment(torch.cdist(one.to(exact), other.to(exact)).square())
     paired = torch.take_along_dim(other, order.unsqueeze(-1), 1)
     return paired.reshape(noise.shape)
 

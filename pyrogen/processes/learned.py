@@ -65,25 +65,25 @@ class LearnedVariancePreserving(nn.Module, LinearProcess):
     def log_mass(self, t: Tensor) -> Tensor:
         """The logarithm of the share of time of the bin that ``t`` is in, with its gradient."""
         k, _ = self._bin(t)
-        return self.shares.log_softmax(-1).take(k)
+        return _at(k, self.shares.log_softmax(-1))
 
     def log_snr(self, t: Tensor) -> Tensor:
         """``lambda(t)``."""
         k, start = self._bin(t)
-        inside = (t - start) / self.masses.detach().take(k)
+        inside = (t - start) / _at(k, self.masses.detach())
         return self.first - self.log_span.exp() * (k + inside) / len(self.shares)
 
     def log_snr_rate(self, t: Tensor) -> Tensor:
         """The derivative of :meth:`log_snr`."""
         k, _ = self._bin(t)
-        return -self.log_span.exp() / (len(self.shares) * self.masses.detach().take(k))
+        return -self.log_span.exp() / (len(self.shares) * _at(k, self.masses.detach()))
 
     def time_of(self, log_snr: Tensor) -> Tensor:
         """The time at which the log-SNR has the given value."""
         count, masses = len(self.shares), self.masses.detach()
         r = count * (self.first - log_snr) / self.log_span.exp()
         k = r.detach().floor().long().clamp(0, count - 1)
-        return self._starts().take(k) + (r - k) * masses.take(k)
+        return _at(k, self._starts()) + (r - k) * _at(k, masses)
 
     def mean_scale(self, t: Tensor) -> Tensor:
         """``sqrt(sigmoid(lambda))``."""
@@ -112,5 +112,11 @@ class LearnedVariancePreserving(nn.Module, LinearProcess):
     def _bin(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """The bin that ``t`` is in, and when it begins."""
         starts = self._starts()
-        k = (t.detach().unsqueeze(-1) >= starts[1:]).sum(-1)
-        return k, starts.take(k)
+        # A plain number is on no device of its own.
+        k = (t.detach().to(starts.device).unsqueeze(-1) >= starts[1:]).sum(-1)
+        return k, _at(k, starts)
+
+
+def _at(k: Tensor, values: Tensor) -> Tensor:
+    """``values[k]`` of the shape of ``k``, which may be captured with an index of no dimension."""
+    return values.gather(0, k.reshape(-1)).reshape(k.shape)

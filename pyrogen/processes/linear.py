@@ -33,8 +33,8 @@ from pyrogen.processes.process import Process, as_time, beside
 __all__ = ["LinearProcess"]
 
 _OF_TIME = (
-    "mean_scale", "mean_scale_rate", "variance", "variance_rate", "time_of", "std", "log_snr",
-    "drift_scale", "diffusion",
+    "mean_scale", "mean_scale_rate", "variance", "variance_rate", "time_of", "std",
+    "std_rate", "log_snr", "drift_scale", "diffusion",
 )  # fmt: skip
 
 
@@ -92,6 +92,11 @@ class LinearProcess(Process, ABC):
     def std(self, t: Tensor) -> Tensor:
         """``sigma(t)``: the standard deviation given the beginning."""
         return self.variance(t).sqrt()
+
+    @_of_time
+    def std_rate(self, t: Tensor) -> Tensor:
+        """The derivative of :meth:`std`."""
+        return 0.5 * self.variance_rate(t) / self.std(t)
 
     @_of_time
     def log_snr(self, t: Tensor) -> Tensor:

@@ -126,7 +126,7 @@ def _error(process: LinearProcess, t: Tensor, kind: str) -> Tensor:
         return -alpha / sigma
     if kind == "v":
         return alpha.square() + sigma.square()
-    return 0.5 * alpha * process.variance_rate(t) / sigma - sigma * process.mean_scale_rate(t)
+    return alpha * process.std_rate(t) - sigma * process.mean_scale_rate(t)
 
 
 def check_parametrization(name: str, kind: str) -> None:
@@ -143,7 +143,7 @@ class _Moment:
         self.alpha = beside(process.mean_scale(t), x)
         self.sigma = beside(process.std(t), x)
         self.alpha_rate = beside(process.mean_scale_rate(t), x)
-        self.half_rate = 0.5 * beside(process.variance_rate(t), x)  # sigma sigma'
+        self.sigma_rate = beside(process.std_rate(t), x)  # may be infinite where sigma is 0
 
     def from_data(self, data: Tensor) -> tuple[Tensor, Tensor]:
         return data, (self.x - self.alpha * data) / self.sigma
@@ -155,9 +155,10 @@ class _Moment:
         return self.from_noise(-self.sigma * score)
 
     def from_velocity(self, velocity: Tensor) -> tuple[Tensor, Tensor]:
-        determinant = self.alpha * self.half_rate - self.sigma.square() * self.alpha_rate
-        data = (self.half_rate * self.x - self.sigma.square() * velocity) / determinant
-        noise = self.sigma * (self.alpha * velocity - self.alpha_rate * self.x) / determinant
+        ratio = self.sigma / self.sigma_rate
+        determinant = self.alpha - ratio * self.alpha_rate
+        data = (self.x - ratio * velocity) / determinant
+        noise = (self.alpha * velocity - self.alpha_rate * self.x) / self.sigma_rate / determinant
         return data, noise
 
     def from_v(self, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,6 +178,6 @@ _TO: dict[str, Callable[[_Moment, Tensor, Tensor], Tensor]] = {
     "data": lambda at, data, noise: data,
     "noise": lambda at, data, noise: noise,
     "score": lambda at, data, noise: -noise / at.sigma,
-    "velocity": lambda at, data, noise: at.alpha_rate * data + at.half_rate / at.sigma * noise,
+    "velocity": lambda at, data, noise: at.alpha_rate * data + at.sigma_rate * noise,
     "v": lambda at, data, noise: at.alpha * noise - at.sigma * data,
 }

@@ -44,6 +44,10 @@ class Rectified(LinearProcess):
         """``t``."""
         return t
 
+    def std_rate(self, t: Tensor) -> Tensor:
+        """1."""
+        return torch.ones_like(t)
+
     def variance(self, t: Tensor) -> Tensor:
         """``t^2``."""
         return t.square()

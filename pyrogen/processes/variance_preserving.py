@@ -122,6 +122,10 @@ class SubVariancePreserving(_LinearRate):
         """``1 - exp(-B)``."""
         return -torch.expm1(-self.total(t))
 
+    def std_rate(self, t: Tensor) -> Tensor:
+        """``beta exp(-B)``."""
+        return self.rate(t) * (-self.total(t)).exp()
+
     def variance(self, t: Tensor) -> Tensor:
         """``(1 - exp(-B))^2``."""
         return self.std(t).square()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from pyrogen.diagnostics import two_sample_test
+from pyrogen.diagnostics.two_sample import _tail
 
 
 def test_one_law_is_told_half_of_the_time_and_p_values_are_uniform():
@@ -17,6 +20,18 @@ def test_one_law_is_told_half_of_the_time_and_p_values_are_uniform():
     assert float(low.mean()) < 0.1 + 5 * (0.09 / 400) ** 0.5
     covered = [test.interval[0] < 0.5 < test.interval[1] for test in tests]
     assert abs(sum(covered) / 400 - 0.95) < 5 * (0.05 * 0.95 / 400) ** 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int64])
+def test_events_may_be_numbers_of_any_type(dtype):
+    data = torch.arange(100).to(dtype)
+    assert two_sample_test(data, data.double() + 1_000).accuracy == 1.0
+
+
+def test_p_values_are_tails_of_tosses():
+    for right, count in ((0, 7), (5, 7), (60, 100), (10_300, 20_000)):
+        exact = sum(math.comb(count, k) for k in range(right, count + 1)) / 2**count
+        assert _tail(right, count) == pytest.approx(exact, rel=1e-9)
 
 
 def test_laws_far_apart_are_told_always():
@@ -43,3 +58,8 @@ def test_it_is_as_good_as_the_best_classifier_may_be():
 def test_bad_arguments_are_explained(data, draws, neighbours, message):
     with pytest.raises(ValueError, match=message):
         two_sample_test(torch.zeros(data), torch.zeros(draws), neighbours)
+
+
+def test_values_that_are_not_finite_are_refused():
+    with pytest.raises(ValueError, match="draws: expected finite values"):
+        two_sample_test(torch.zeros(20, 2), torch.full((20, 2), torch.nan))

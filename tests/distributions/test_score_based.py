@@ -170,6 +170,8 @@ def test_plates_and_shapes():
     assert given.batch_shape == (5,)
     assert given.log_prob(torch.randn(4, 1, 2)).shape == (4, 5)
     assert given.sample((3,)).shape == (3, 5, 2)
+    assert fn.expand((5,)).log_prob(torch.randn(2, 3)).shape == (5,)
+    assert given.expand((3, 5)).log_prob(torch.randn(2)).shape == (3, 5)
     scalar = ScoreBased(VariancePreserving(), lambda x, t: 0 * x, ())
     assert scalar.log_prob(torch.randn(4)).shape == (4,)
 
@@ -206,6 +208,18 @@ def test_it_survives_copies():
         clone.load_state_dict(model.state_dict())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_terminal_law_moves_with_the_model(dtype):
+    terminal = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+    network = TimeMLP(2, hidden=(8,))
+    model = ScoreModel(VariancePreserving(), network, 2, terminal=terminal).to(dtype)
+    assert model(None, num_samples=3).dtype == dtype
+    assert model.distribution().log_prob(torch.zeros(3, 2, dtype=dtype)).dtype == dtype
+    terminal = model.distribution().terminal()
+    fn = ScoreBased(VariancePreserving(), lambda x, t: 0 * x, 2, terminal=terminal)
+    assert fn.sample().dtype == dtype
+
+
 class Backwards(Rectified):
     """Noise at time 0."""
 
@@ -223,6 +237,13 @@ class Backwards(Rectified):
         ({"min_time": -0.1}, ValueError, "0 <= min_time < max_time, got -0.1 and 1.0"),
         ({"min_time": 0.5, "max_time": 0.5}, ValueError, "min_time < max_time, got 0.5 and 0.5"),
         ({"guidance_scale": 2.0}, ValueError, "expected 1 without a context, got 2.0"),
+        (
+            {"context": torch.tensor(1.0)},
+            ValueError,
+            r"context: expected a tensor of shape \[\*batch, features\], got \[\]",
+        ),
+        ({"context": 1.0}, ValueError, r"\[\*batch, features\], got float"),
+        ({"event_shape": -2}, ValueError, r"event_shape: expected positive sizes, got \[-2\]"),
         (
             {"terminal": dist.Normal(torch.zeros(3), 1.0).to_event(1)},
             ValueError,

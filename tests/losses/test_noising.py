@@ -120,7 +120,7 @@ def test_edm_times_are_log_normal():
     _, fn = gaussian(process, min_time=0.0)
     objective = DenoisingScoreMatching("edm", low_discrepancy=False)
     data = torch.zeros(20_000, SIZE, dtype=torch.float64)
-    t, _ = objective._draw_times(fn, objective.uniform(fn, data))
+    t, _ = objective._draw_times("x", fn, objective.uniform(fn, data))
     near(-process.std(t).log(), 1.2)
     near((process.std(t).log() + 1.2).square(), 1.2**2)
 
@@ -128,7 +128,7 @@ def test_edm_times_are_log_normal():
 def test_levels_of_a_variance_exploding_process_are_geometric():
     _, fn = gaussian(VarianceExploding(0.01, 1.0), min_time=0.0)
     objective = SimpleDiffusion(num_levels=3)
-    t, _ = objective._draw_times(fn, torch.tensor([0.1, 0.5, 0.9]))
+    t, _ = objective._draw_times("x", fn, torch.tensor([0.1, 0.5, 0.9]))
     torch.testing.assert_close(fn.process.std(t), torch.tensor([0.01, 0.1, 1.0]))
 
 
@@ -192,6 +192,15 @@ def test_a_learned_schedule_lessens_the_variance_and_leaves_the_bound():
     assert (before.mean() - after.mean()).abs() < 5 * error
 
 
+def test_a_learned_schedule_is_captured_at_a_single_time():
+    process, t = LearnedVariancePreserving(num_bins=3), torch.tensor(0.4)
+    with pyro.settings.context(validate_distributions_torch=False):  # as the compiler sets it
+        for function in (process.log_snr, process.log_mass):
+            # Taken apart as for a graph, in which no index may be read.
+            captured = torch.compile(function, backend="aot_eager_decomp_partition", fullgraph=True)
+            torch.testing.assert_close(captured(t), function(t))
+
+
 def test_times_of_low_discrepancy_lessen_the_variance():
     _, fn = gaussian(VariancePreserving())
     even, free = (
@@ -226,6 +235,12 @@ def test_transport_pairs_have_the_least_distance():
     for one, columns in zip(cost, _assignment(cost), strict=True):
         least = min(sum(one[i, j] for i, j in enumerate(order)) for order in orders)
         torch.testing.assert_close(one[range(4), columns].sum(), least)
+
+
+def test_transport_of_few_digits():
+    fn = ScoreBased(Rectified(), lambda x, t: x, SIZE, "velocity")
+    data = torch.randn(6, SIZE, dtype=torch.bfloat16)
+    assert estimates(FlowMatching("optimal-transport"), fn, data).isfinite().all()
 
 
 def test_transport_straightens_the_flow_of_a_gaussian():
@@ -325,3 +340,93 @@ def test_what_is_not_finite_is_named(wrap):
         wrap(DenoisingScoreMatching()).loss_and_grads(model, Empty(), torch.zeros(3, 2))
     with pytest.raises(ValueError, match=r"expected floating-point data.*got torch.int64"):
         DenoisingScoreMatching().loss(model, Empty(), torch.zeros(3, 2).long())
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [DenoisingScoreMatching(num_times=2), DiffusionELBO(), FlowMatching("optimal-transport")],
+    ids=lambda objective: type(objective).__name__,
+)
+@pytest.mark.parametrize("terminal", [None, dist.StudentT(5.0)], ids=["normal", "heavy tails"])
+def test_events_may_be_numbers(objective, terminal):
+    def denoiser(x, t):
+        return VariancePreserving().std(t) * x
+
+    number = ScoreBased(VariancePreserving(), denoiser, (), terminal=terminal)
+    data = torch.randn(4, 5)
+    torch.manual_seed(0)
+    losses = estimates(objective, number, data)
+
+    def of_vectors(x, t):
+        return denoiser(x[..., 0], t).unsqueeze(-1)
+
+    one = None if terminal is None else terminal.expand([1]).to_event(1)
+    vector = ScoreBased(VariancePreserving(), of_vectors, 1, terminal=one)
+    torch.manual_seed(0)
+    torch.testing.assert_close(losses, estimates(objective, vector, data.unsqueeze(-1)))
+
+
+def test_a_terminal_law_may_be_a_transformed_normal():
+    """Its base is not the law."""
+    scaled = dist.TransformedDistribution(
+        dist.Normal(torch.zeros(SIZE).double(), 1.0).to_event(1),
+        [dist.transforms.AffineTransform(0.0, 3.0)],
+    )
+    normal = dist.Normal(torch.zeros(SIZE).double(), 3.0).to_event(1)
+    point = torch.full((2_000, SIZE), 0.5, dtype=torch.float64)
+    bounds = []
+    for terminal in (normal, scaled):
+        _, fn = gaussian(VariancePreserving(), min_time=1e-3, terminal=terminal)
+        bounds.append(-means(DiffusionELBO(), fn, lambda: point))
+    near(bounds[1], bounds[0].mean())
+
+
+class Edges(DenoisingScoreMatching):
+    """With times at the ends of the interval, which low discrepancy comes near."""
+
+    def uniform(self, fn, data):
+        return torch.tensor([0.0, 2**-24, 0.5, 1 - 2**-24, 1.0], dtype=data.dtype)
+
+
+@pytest.mark.parametrize("weighting", ["likelihood", "edm"])
+@pytest.mark.parametrize("process", PROCESSES, ids=lambda p: type(p).__name__)
+def test_rounding_leads_to_no_time_out_of_range(process, weighting):
+    for first, last in itertools.product([0.0, 1e-5, 1e-3], [0.43, 0.7, 1.0]):
+        if isinstance(process, VariancePreserving) and not first:
+            continue
+        fn = ScoreBased(process, lambda x, t: x, 1, min_time=first, max_time=last)
+        objective = Edges(weighting)
+        data = torch.zeros(5, 1)
+        t, _ = objective._draw_times("x", fn, objective.uniform(fn, data))
+        assert bool(((t >= first) & (t <= torch.tensor(last))).all())
+
+
+@pytest.mark.parametrize("objective", [DiffusionELBO(), DenoisingScoreMatching("likelihood")])
+@pytest.mark.parametrize(
+    ("process", "start", "message"),
+    [
+        (Rectified(), 1e-3, r"site 'x': expected .* got log-SNRs 13\.8.* and -inf"),
+        (VariancePreserving(), 0.0, r"site 'x': expected .* got log-SNRs inf and -10"),
+    ],
+)
+def test_an_infinite_log_snr_has_no_integral(objective, process, start, message):
+    model, _ = gaussian(process, "v", min_time=start)
+    with pytest.raises(ValueError, match=message):
+        objective.loss(model, Empty(), torch.zeros(2, SIZE))
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN:UserWarning")
+def test_a_density_that_cannot_be_solved_is_named_too():
+    """Its flow gets stuck where the network is infinite."""
+
+    def denoiser(x, t):
+        return x / (0.5 - t).clamp(min=0).unsqueeze(-1)
+
+    fn = ScoreBased(VariancePreserving(), denoiser, 2)
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("image", fn, obs=x)
+
+    with pytest.raises(NonFiniteError, match=r"step 0: .*site 'image'"):
+        DenoisingScoreMatching().loss(model, Empty(), torch.zeros(3, 2))

@@ -22,7 +22,8 @@ from pyrogen.processes import (
     VariancePreserving,
     convert,
 )
-from pyrogen.processes.parametrization import PARAMETRIZATIONS
+from pyrogen.processes.parametrization import PARAMETRIZATIONS, error_scale
+from pyrogen.processes.parametrization import known as known_target
 
 PROCESSES = {
     "brownian": Brownian(1.7),
@@ -56,6 +57,7 @@ def test_coefficients_are_those_of_the_equation(process: LinearProcess) -> None:
     torch.testing.assert_close(derivative(process.variance, TIMES), expected, **close)
     torch.testing.assert_close(process.variance_rate(TIMES), expected, **close)
     torch.testing.assert_close(process.std(TIMES), variance.sqrt(), **close)
+    torch.testing.assert_close(process.std_rate(TIMES), derivative(process.std, TIMES), **close)
     torch.testing.assert_close(
         process.log_snr(TIMES), (alpha.square() / variance).log(), rtol=1e-9, atol=1e-9
     )
@@ -139,10 +141,24 @@ def test_predictions_determine_each_other(process: LinearProcess, source: str, t
     torch.testing.assert_close(found, known[target], rtol=1e-6, atol=1e-6)
 
 
-def test_velocity_of_the_straight_line_at_its_end() -> None:
+def test_velocity_of_the_straight_line_at_its_ends() -> None:
     x0, noise = torch.randn(2, 5)
-    data = convert(Rectified(), noise - x0, noise, torch.tensor(1.0), "velocity", "data")
-    torch.testing.assert_close(data, x0)
+    for end, x in ((torch.tensor(0.0), x0), (torch.tensor(1.0), noise)):
+        for target, value in (("data", x0), ("noise", noise)):
+            found = convert(Rectified(), noise - x0, x, end, "velocity", target)
+            torch.testing.assert_close(found, value)
+        velocity = known_target(Rectified(), x0, noise, end, "velocity")
+        torch.testing.assert_close(velocity, noise - x0)
+    found = error_scale(Rectified(), torch.tensor(0.0), "velocity", "noise")
+    torch.testing.assert_close(found, torch.tensor(1.0))
+
+
+@every_process
+def test_where_there_is_no_noise_the_velocity_leaves_the_data(process: LinearProcess) -> None:
+    x, start = torch.randn(5, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64)
+    if process.std(start) == 0:
+        data = convert(process, torch.randn_like(x), x, start, "velocity", "data")
+        torch.testing.assert_close(data, x)
 
 
 @every_process
@@ -222,7 +238,7 @@ def test_bad_input() -> None:
 @every_process
 def test_times_may_be_numbers(process: LinearProcess) -> None:
     x, half = torch.randn(2, 3, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64)
-    for name in ("mean_scale", "mean_scale_rate", "variance", "variance_rate", "std", "log_snr"):
+    for name in ("mean_scale", "mean_scale_rate", "variance", "variance_rate", "std", "std_rate"):
         function = getattr(process, name)
         torch.testing.assert_close(function(0.5), function(half.float()))
         torch.testing.assert_close(function(torch.tensor(1)), function(torch.tensor(1.0)))
