@@ -98,7 +98,8 @@ class CategoricalDiffusion(DiscreteTimeDiffusion):
         subsample_size: int | None = 1,
     ) -> None:
         if event_shape is None:
-            event_shape = getattr(denoiser, "in_shape", (None,))[:-1] or None
+            shape = getattr(denoiser, "in_shape", None)
+            event_shape = None if shape is None else shape[:-1]
         super().__init__(denoiser, event_shape, num_timesteps, subsample_size)
         checked_levels(levels)
         self.levels = levels

@@ -305,6 +305,9 @@ def test_images_and_contexts():
     assert model(None, context).shape == (5, 2, 3)
     scalar = BinomialDiffusion(lambda x, t: x, (), 6)
     assert scalar(None, num_samples=3).shape == (3,)
+    single = CategoricalDiffusion(ModulatedMLP(3), levels=2, num_timesteps=4)
+    assert single.event_shape == ()
+    assert single(None, num_samples=5).shape == (5,)
 
 
 @pytest.mark.parametrize(
