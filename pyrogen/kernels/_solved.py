@@ -56,7 +56,8 @@ class Solved(Reverse):
 
     def obstacle(self, fn: ScoreBased) -> str | None:
         """Why a distribution cannot be sampled so; ``None`` if it can."""
-        if fn.prediction in ("noise", "score") and not bool(fn.process.mean_scale(fn.max_time) > 0):
+        signal = fn.process.mean_scale(fn.max_time)  # type: ignore[arg-type]
+        if fn.prediction in ("noise", "score") and not bool(signal > 0):
             return (
                 f"expected some signal at max_time = {fn.max_time:g}, where data are to be told "
                 f"from a predicted {fn.prediction}, got none of {type(fn.process).__name__}; "
