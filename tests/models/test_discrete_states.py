@@ -323,7 +323,7 @@ def test_images_and_contexts():
         (lambda: categorical()(torch.full((3, 2), 3)), r"expected levels 0\.\.2"),
         (lambda: binomial(lambda x, t: x[:, :1])(None), r"denoiser: expected shape \['n', 2\]"),
         (lambda: categorical(lambda x, t: x[:, :1])(None), r"expected shape \['n', 2, 4\]"),
-        (lambda: categorical(transitions="gaussian", levels=5, num_timesteps=1000), "betas: expec"),
+        (lambda: categorical(transitions="gaussian", levels=5, steps=1000), "betas: expec"),
         (lambda: CategoricalDiffusion(nn.Identity()), "event_shape: expected the shape of one"),
     ],
 )
