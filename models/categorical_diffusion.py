@@ -56,7 +56,7 @@ class CategoricalDiffusion(DiscreteTimeDiffusion):
             ``[T, S, S]``, with ``S >= K`` states of which the first K are the levels.
         betas: :math:`\beta_1, \ldots, \beta_T`; ``None`` means ``1 / (T - k + 1)``, by which the
             data are forgotten at a constant pace; for Gaussian transitions, from 0.1 / T linearly
-            to 20 / T (at most 0.999).
+            to 20 / T (at most 0.999), which is too little where levels are few and steps many.
         subsample_size: how many steps are looked at for each datum; ``None`` runs the chain.
 
     Attributes:
@@ -65,8 +65,8 @@ class CategoricalDiffusion(DiscreteTimeDiffusion):
 
     Raises:
         TypeError: if the denoiser cannot be called.
-        ValueError: if a size is none, or the transitions are unknown or no probabilities; on call,
-            if data are no levels.
+        ValueError: if a size is none, the transitions are unknown or no probabilities, or those
+            of the default ``betas`` end far from noise; on call, if data are no levels.
 
     References:
         J. Austin, D. D. Johnson, J. Ho, D. Tarlow, R. van den Berg, *Structured denoising diffusion
@@ -98,7 +98,8 @@ class CategoricalDiffusion(DiscreteTimeDiffusion):
         subsample_size: int | None = 1,
     ) -> None:
         if event_shape is None:
-            event_shape = getattr(denoiser, "in_shape", (None,))[:-1] or None
+            shape = getattr(denoiser, "in_shape", None)
+            event_shape = None if shape is None else shape[:-1]
         super().__init__(denoiser, event_shape, num_timesteps, subsample_size)
         checked_levels(levels)
         self.levels = levels
@@ -107,6 +108,8 @@ class CategoricalDiffusion(DiscreteTimeDiffusion):
         so_far = [torch.eye(self.num_states, dtype=torch.float64)]
         for matrix in one_step:
             so_far.append(so_far[-1] @ matrix)
+        if betas is None and not isinstance(transitions, Tensor) and transitions == "gaussian":
+            _check_forgotten(so_far[-1])
         dtype = torch.get_default_dtype()
         self.register_buffer("one_step", one_step.to(dtype), persistent=False)
         self.register_buffer("so_far", torch.stack(so_far).to(dtype), persistent=False)
@@ -208,6 +211,19 @@ def _matrices(
         betas = betas.clamp(max=0.999)
     shares = remaining(betas, num_timesteps)
     return _KINDS[transitions](shares.reshape(-1, 1, 1), levels)
+
+
+_REMEMBERED = 0.3  # in total variation: how far from their mean the laws of x_T given x_0 may be
+
+
+def _check_forgotten(so_far: Tensor) -> None:
+    far = 0.5 * (so_far - so_far.mean(0)).abs().sum(-1).max()
+    if bool(far > _REMEMBERED):
+        raise ValueError(
+            f"betas: expected transitions that end near noise, got {float(far):.2f} in total "
+            f"variation from it by default with {so_far.shape[-1]} levels; give larger betas, as a "
+            "step hardly moves where (levels - 1)^2 beta is far below 1"
+        )
 
 
 def _checked(matrices: Tensor, levels: int, num_timesteps: int) -> Tensor:

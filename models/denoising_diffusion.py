@@ -131,7 +131,7 @@ class DenoisingDiffusion(DiscreteTimeDiffusion):
         self.levels = checked_levels(levels)
         if variance == "learned":
             self.mix = nn.Parameter(torch.zeros(num_timesteps))
-        self.distribution()  # refuses what does not fit
+        _check_signal(self.distribution())  # which refuses the rest that does not fit
         self._table = _fixed_coefficients(self)
 
     def distribution(
@@ -262,10 +262,18 @@ _ROWS = (
 
 @torch.no_grad()
 def _fixed_coefficients(model: DenoisingDiffusion) -> Tensor | None:
-    """The table, unless the process is still being learned."""
+    """The table, unless the process has parameters, to be learned or loaded."""
     process = model.process
-    learned = isinstance(process, nn.Module) and any(p.requires_grad for p in process.parameters())
-    return None if learned else _coefficients(model)
+    changes = isinstance(process, nn.Module) and any(True for _ in process.parameters())
+    return None if changes else _coefficients(model)
+
+
+def _check_signal(fn: ScoreBased) -> None:
+    if fn.prediction in ("noise", "score") and not bool(fn.process.mean_scale(1.0) > 0):  # type: ignore[arg-type]
+        raise ValueError(
+            f"prediction: expected 'data', 'velocity' or 'v' for {type(fn.process).__name__}, of "
+            f"which no signal is left at time 1, got {fn.prediction!r}"
+        )
 
 
 def _coefficients(model: DenoisingDiffusion) -> Tensor:

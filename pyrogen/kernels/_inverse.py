@@ -25,6 +25,7 @@ from torch.func import vjp
 
 from pyrogen.distributions import ScoreBased
 from pyrogen.distributions.energy import innermost
+from pyrogen.kernels._score_site import elementary
 from pyrogen.kernels._vectorize import vectorized
 
 __all__ = ["InverseProblem"]
@@ -222,7 +223,7 @@ def _the_latent_site(trace: Any) -> str:
 
 
 def _scale(name: str, fn: Any) -> Tensor:
-    base = innermost(fn)
+    base = elementary(fn)
     if isinstance(base, torch.distributions.Normal):
         return base.scale
     if isinstance(base, torch.distributions.MultivariateNormal):
@@ -236,7 +237,7 @@ def _scale(name: str, fn: Any) -> Tensor:
 
 def _whitened(name: str, node: Any) -> Tensor:
     fn, value = node["fn"], node["value"]
-    base, scale = innermost(fn), _scale(name, fn)
+    base, scale = elementary(fn), _scale(name, fn)
     mask = _mask(node).expand(value.shape)
     error = torch.where(mask, value, 0.0) - torch.where(mask, base.loc, 0.0)
     if isinstance(base, torch.distributions.Normal):

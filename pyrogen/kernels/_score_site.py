@@ -6,20 +6,28 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyrogen.distributions import ScoreBased
-from pyrogen.distributions.energy import innermost
 from pyrogen.kernels._one_site import distribution_at
 from pyrogen.kernels._target import Layout, Target
 from pyrogen.modes import up_to_a_constant
 from pyrogen.processes import LinearProcess, Prediction
 from pyrogen.processes.solver import Predict
 
-__all__ = ["Denoising", "ScoreSite", "score_site", "target_of_distribution", "target_of_site"]
+__all__ = [
+    "Denoising",
+    "ScoreSite",
+    "elementary",
+    "score_site",
+    "target_of_distribution",
+    "target_of_site",
+]
 
 
 class Denoising:
@@ -54,6 +62,17 @@ class Denoising:
         batch = self.shape[: len(self.shape) - len(self.fn.event_shape)]
         noise: Tensor = self.fn.terminal().sample((num_chains, *batch))
         return noise
+
+
+_ARRANGED = (torch.distributions.Independent, dist.MaskedDistribution, ExpandedDistribution)
+
+
+def elementary(fn: Any) -> Any:
+    """The law of the very values of a site: inside masks, plates and event dimensions, but not
+    inside a transform."""
+    while isinstance(fn, _ARRANGED):
+        fn = fn.base_dist
+    return fn
 
 
 @dataclass(frozen=True)
@@ -92,7 +111,7 @@ def score_site(
         and not node["infer"].get("_deterministic")
     ]
     latent = [(name, node) for name, node in sites if not node["is_observed"]]
-    found = {name: type(innermost(node["fn"])).__name__ for name, node in latent}
+    found = {name: type(elementary(node["fn"])).__name__ for name, node in latent}
     if list(found.values()) != ["ScoreBased"]:
         raise ValueError(
             "expected a model with one latent site, a ScoreBased one, got "
@@ -100,7 +119,7 @@ def score_site(
         )
     ((name, node),) = latent
     observed = tuple(name for name, node in sites if node["is_observed"])
-    return ScoreSite(name, innermost(node["fn"]), tuple(node["value"].shape), observed)
+    return ScoreSite(name, elementary(node["fn"]), tuple(node["value"].shape), observed)
 
 
 def target_of_site(model: Any, site: ScoreSite, args: Any, kwargs: Any) -> Target:
@@ -132,7 +151,7 @@ class _OfModel:
     def __call__(self, layout: Layout, arguments: Any, vectorized: bool) -> Denoising:
         ((_, shape),) = layout
         fn = distribution_at(self._model, self._name, *arguments)
-        return Denoising(innermost(fn), shape)
+        return Denoising(elementary(fn), shape)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _OfModel) and vars(self) == vars(other)
@@ -169,7 +188,7 @@ class _AnyValue(Messenger):
     """Gives score-based sites values at once, which a draw of theirs would take long for."""
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        fn = innermost(msg["fn"])
+        fn = elementary(msg["fn"])
         if msg["is_observed"] or msg["done"] or not isinstance(fn, ScoreBased):
             return
         shape = msg["fn"].shape()

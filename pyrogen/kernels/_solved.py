@@ -56,6 +56,13 @@ class Solved(Reverse):
 
     def obstacle(self, fn: ScoreBased) -> str | None:
         """Why a distribution cannot be sampled so; ``None`` if it can."""
+        signal = fn.process.mean_scale(fn.max_time)  # type: ignore[arg-type]
+        if fn.prediction in ("noise", "score") and not bool(signal > 0):
+            return (
+                f"expected some signal at max_time = {fn.max_time:g}, where data are to be told "
+                f"from a predicted {fn.prediction}, got none of {type(fn.process).__name__}; "
+                'begin at ScoreBased(..., max_time=0.999), or predict "data" or "velocity"'
+            )
         return super().obstacle(fn) or self.solver.obstacle(fn.process, fn.max_time)
 
     def first_carry(self, x: Tensor) -> Any:

@@ -144,10 +144,12 @@ class ReverseDiffusion(Solved):
                 f"denoise=True, got {method!r}, {corrector_steps} and {denoise}; its particles are "
                 "weighted for steps of that kind"
             )
-        if isinstance(self.guidance, DPS) and self.guidance.step_size and corrector_steps:
+        by_steps = isinstance(self.guidance, DPS) and self.guidance.step_size is not None
+        if by_steps and (corrector_steps or method == "heun"):
             raise ValueError(
-                f"guidance DPS(step_size=...): expected corrector_steps=0, got {corrector_steps}; "
-                "it says how far the steps of the sampler go, not what the score is"
+                "guidance DPS(step_size=...): expected corrector_steps=0 and another method than "
+                f"'heun', got {corrector_steps} and {method!r}; it says how far the steps of the "
+                "sampler go, not what the score is"
             )
 
     def obstacle(self, fn: ScoreBased) -> str | None:

@@ -48,6 +48,9 @@ class TwistedSMC:
     the evidence, ``info["log_evidence"]``; ``info["ess"]`` is the least effective number of
     particles on the way.
 
+    A likelihood that may be zero makes a twist zero too early, where states that could still get
+    into its support are lost when particles are drawn anew: take ``resample_below=0`` there.
+
     The prior is here what its ancestral steps sample, whose error, of first order in their size,
     stays.
 
@@ -110,9 +113,7 @@ class TwistedSMC:
         """
         seen = self.twist.evaluate(problem, x, t, s)
         log_twist = seen.log_prob.reshape(weights.log_weight.shape)
-        index, weights = self._resampled(
-            weights._replace(log_weight=weights.log_weight + log_twist)
-        )
+        index, weights = self._resampled(weights, log_twist)
         x, data, score = (_gathered(part, index) for part in (x, seen.data, seen.score))
         process = problem.prior.process
         prior = process.bridge(data, x, s, t)
@@ -121,7 +122,7 @@ class TwistedSMC:
         shift = (guided.mean - prior.mean) / prior.stddev
         # log p(x_s | x_t) - log q(x_s | x_t)
         gain = -(shift * noise + 0.5 * shift.square()).flatten(1).sum(1)
-        log_weight = weights.log_weight + gain.reshape(log_twist.shape) - log_twist.gather(1, index)
+        log_weight = weights.log_weight + gain.reshape(log_twist.shape)
         return guided.mean + prior.stddev * noise, weights._replace(log_weight=log_weight)
 
     def finish(
@@ -139,27 +140,30 @@ class TwistedSMC:
             torch.minimum(weights.ess, effective(log_weight)),
         )
 
-    def _resampled(self, weights: ParticleState) -> tuple[Tensor, ParticleState]:
-        """Which particles go on, ``[chains, particles]``: drawn anew in the chains where few are
-        left that matter."""
-        log_weight, count = weights.log_weight, self.num_particles
+    def _resampled(self, weights: ParticleState, log_twist: Tensor) -> tuple[Tensor, ParticleState]:
+        """Which particles go on, ``[chains, particles]``, drawn anew in the chains where few are
+        left that matter, and their weights but for their twist."""
+        log_weight, count = weights.log_weight + log_twist, self.num_particles
         ess = effective(log_weight)
-        poor = ess < self.resample_below * count
+        poor = (ess < self.resample_below * count) & (ess > 0)
         places = torch.arange(count, device=log_weight.device).expand(log_weight.shape)
         uniform = (places + torch.rand_like(log_weight[:, :1])) / count
         again = poor.unsqueeze(1)
         index = torch.where(again, _chosen(log_weight, uniform), places)
+        # Where none is drawn anew the twist cancels, which minus infinity would not.
+        kept = torch.where(again, -log_twist.gather(1, index), weights.log_weight)
         return index, ParticleState(
-            torch.where(again, 0.0, log_weight),
+            kept,
             weights.log_evidence + torch.where(poor, log_mean_exp(log_weight), 0.0),
             torch.minimum(weights.ess, ess),
         )
 
 
 def effective(log_weight: Tensor) -> Tensor:
-    """The effective number of particles, ``[chains]``."""
+    """The effective number of particles, ``[chains]``; 0 where all weights are."""
     share = log_weight.softmax(-1)
-    return 1 / share.square().sum(-1)
+    none = (log_weight == -torch.inf).all(-1)
+    return torch.where(none, 0.0, 1 / share.square().sum(-1))
 
 
 def log_mean_exp(log_weight: Tensor) -> Tensor:

@@ -97,11 +97,13 @@ class DistanceScore(PointNetwork):
             h = h + layer.node(torch.cat([h, edge.mean(-2)], -1))
         one, other = self.pairs_of(h)
         slope = self.of_distance(torch.cat([edge, one + other], -1))
-        field: Tensor = (slope * apart / distance).sum(-2)
+        itself = torch.eye(self.in_shape[0], dtype=x.dtype, device=x.device).unsqueeze(-1)
+        field: Tensor = (slope * apart / (distance + itself)).sum(-2)
         return field
 
 
-_TINY = 1e-12  # of a distance of 0, that of a point from itself
+_TINY = 1e-12  # of a distance of 0, that of a point from itself (where nothing divides by it: the
+# derivative would cancel in exact arithmetic alone)
 
 
 class _Layer(nn.Module):

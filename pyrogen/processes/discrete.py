@@ -176,7 +176,8 @@ class DiscreteVariancePreserving(LinearProcess, nn.Module):
 
     def _of(self, cell: Tensor) -> Tensor:
         """The coefficients of the cubics of steps; no index, which would read a single one."""
-        chosen = self._cubics.index_select(1, cell.long().reshape(-1))
+        places = cell.long().reshape(-1).to(self._cubics.device)  # a number's are on the CPU
+        chosen = self._cubics.index_select(1, places)
         return chosen.reshape(4, *cell.shape)
 
 

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 
 from pyrogen.processes.linear import LinearProcess
@@ -58,8 +59,8 @@ def time_grid(
         ``[num_times]``, falling.
 
     Raises:
-        ValueError: for another kind, fewer than 2 times, or unless
-            ``0 <= min_time < max_time``.
+        ValueError: for another kind, fewer than 2 times, unless ``0 <= min_time < max_time``, or
+            for one of the last two kinds without noise at ``min_time``.
 
     Example:
         >>> from pyrogen.processes import VariancePreserving
@@ -72,6 +73,12 @@ def time_grid(
         raise ValueError(f"num_times: expected at least 2, for both ends, got {num_times}")
     if not 0 <= min_time < max_time:
         raise ValueError(f"expected 0 <= min_time < max_time, got {min_time!r} and {max_time!r}")
+    by_noise = kind in ("log-snr", "karras") and is_validation_enabled()
+    if by_noise and not bool(process.std(min_time) > 0):
+        raise ValueError(
+            f"min_time: expected some noise there for kind {kind!r}, got none of "
+            f"{type(process).__name__} at {min_time:g}; end at 1e-5"
+        )
     options: dict[str, Any] = {"dtype": dtype or torch.get_default_dtype(), "device": device}
     ends = torch.linspace(max_time, min_time, 2, **options)
     share = torch.linspace(0, 1, num_times, **options)

@@ -257,6 +257,29 @@ def _walked(prior, mean, variance, num_steps):
     return (gain * m + shift).float(), (gain**2 * v).float()
 
 
+def test_particles_where_the_likelihood_is_zero():
+    """A condition, not a density: half of the prior is left."""
+    law = Mixture(torch.ones(1), torch.zeros(1, 1), torch.ones(1, 1, 1))
+
+    def above(bound):
+        x = pyro.sample("x", law.prior(min_time=0.01))
+        pyro.factor("y", torch.where(x[0] > bound, 0.0, -torch.inf))
+
+    options = {"num_steps": 9, "grid": "log-snr", "guidance": TwistedSMC(8, resample_below=0.0)}
+    mcmc = run(above, torch.tensor(0.0), num_chains=2000, **options)
+    weight, x = mcmc.info["log_evidence"][:, 0].exp(), mcmc.get_samples()["x"][:, 0]
+    assert_mean_close(weight, torch.tensor(0.5))
+    assert (x[weight > 0] > 0).all()
+    for share in (0.0, 0.5):  # where nothing is possible, that is what comes out
+        options["guidance"] = TwistedSMC(8, resample_below=share)
+        nowhere = run(above, torch.tensor(1e3), num_chains=3, **options).info
+        assert (nowhere["log_evidence"] == -torch.inf).all()
+        assert (nowhere["ess"] == 0).all()
+    options["guidance"] = TwistedSMC(8)
+    mcmc = run(above, torch.tensor(0.0), num_chains=50, **options)
+    assert mcmc.info["log_evidence"].isfinite().all()
+
+
 def test_particles_need_no_normal_observation():
     """A threshold seen: y = 1 if x > 0, with a probability."""
     law = Mixture(torch.ones(1), torch.tensor([[0.3]]), torch.tensor([[[1.0]]]))
@@ -378,6 +401,16 @@ def poisson(prior):
     return model
 
 
+def logarithm(prior):
+    """Normal, but not what is observed."""
+
+    def model(y):
+        x = pyro.sample("x", prior)
+        pyro.sample("y", dist.LogNormal(x, 1.0).to_event(1), obs=y)
+
+    return model
+
+
 def growing_noise(prior):
     def model(y):
         x = pyro.sample("x", prior)
@@ -412,6 +445,7 @@ def tempered(prior):
     ("make", "words"),
     [
         (poisson, "site 'y': expected a Normal .* got Poisson"),
+        (logarithm, "site 'y': expected a Normal .* got LogNormal"),
         (growing_noise, "site 'y': expected noise that is the same everywhere"),
         (unknown_noise, r"exactly one latent site.*\['scale', 'x'\]"),
         (without_likelihood, "a likelihood of site 'x', got no other site"),
@@ -431,6 +465,8 @@ def test_options_that_do_not_fit_are_refused():
         ReverseDiffusion(model, guidance="twisted-smc", method="heun")
     with pytest.raises(ValueError, match="corrector_steps=0"):
         ReverseDiffusion(model, guidance=DPS(0.1), corrector_steps=1)
+    with pytest.raises(ValueError, match="another method than 'heun'"):
+        ReverseDiffusion(model, guidance=DPS(0.1), method="heun")
     with pytest.raises(TypeError, match="twist: expected"):
         TwistedSMC(twist=MMPS())
     with pytest.raises(ValueError, match="step_size: expected a positive"):

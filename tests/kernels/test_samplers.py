@@ -468,7 +468,11 @@ def test_other_models_are_refused():
         pyro.deterministic("twice", 2 * x)
         pyro.sample("y", dist.Normal(x.sum(), 1.0), obs=torch.tensor(1.0))
 
+    def transformed():
+        pyro.sample("x", dist.TransformedDistribution(fn, [dist.transforms.ExpTransform()]))
+
     for program, words in (
+        (transformed, r"one latent site, a ScoreBased one, got .*'x': 'TransformedDistribution'"),
         (two, r"one latent site, a ScoreBased one, got the latent sites {'x': 'ScoreBased', 'z'"),
         (none, "one latent site, a ScoreBased one, got no latent site"),
         (measured, r"expected a model that observes nothing, got the observed sites \['y'\]"),
@@ -494,6 +498,10 @@ def test_bad_options_and_processes():
         straight = gaussian(Rectified(), event_shape=2)
         with pytest.raises(ValueError, match=r"ReverseDiffusion: expected .*max_time=0\.999"):
             drawn(ReverseDiffusion(straight, method=method, compile=False))
+    for prediction in ("noise", "score"):
+        blind = ScoreBased(Rectified(), lambda x, t: x, 2, prediction)
+        with pytest.raises(ValueError, match=rf"predicted {prediction}, got none of Rectified"):
+            drawn(ProbabilityFlow(blind, 5, compile=False))
     silent = gaussian(event_shape=2, min_time=0.0)
     with pytest.raises(ValueError, match="expected some noise at min_time = 0, got none"):
         drawn(DDPM(silent, 5, compile=False))

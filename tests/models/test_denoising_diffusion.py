@@ -22,6 +22,7 @@ from pyrogen.processes import (
     CosineVariancePreserving,
     DiscreteVariancePreserving,
     LearnedVariancePreserving,
+    Rectified,
     VarianceExploding,
     VariancePreserving,
 )
@@ -436,3 +437,28 @@ def test_a_learned_process_is_trained_with_the_network():
             process.first -= shift
     # Central differences: off by 1e-10 of the third derivative, and by rounding / 1e-5.
     assert float(slope) == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-5)
+
+
+def test_a_process_that_is_loaded_is_used():
+    """Frozen too."""
+
+    def made(more):
+        process = LearnedVariancePreserving()
+        for parameter in process.parameters():
+            parameter.requires_grad_(False).add_(more)
+        return DenoisingDiffusion(ModulatedMLP(2, width=8), num_timesteps=5, process=process)
+
+    one, other, x = made(0.0), made(0.3), torch.ones(1, 2)
+    other.load_state_dict(one.state_dict())
+    expected = one.noised(x, torch.tensor(3)).mean
+    torch.testing.assert_close(other.noised(x, torch.tensor(3)).mean, expected, rtol=0, atol=0)
+
+
+def test_predictions_that_tell_nothing_of_the_data_are_refused():
+    for prediction in ("noise", "score"):
+        with pytest.raises(
+            ValueError, match="prediction: expected 'data', 'velocity' or 'v' for R"
+        ):
+            DenoisingDiffusion(lambda x, t: x, 2, 4, Rectified(), prediction)
+    straight = DenoisingDiffusion(lambda x, t: x, 2, 4, Rectified(), "velocity")
+    assert straight(None, num_samples=3).isfinite().all()

@@ -305,6 +305,9 @@ def test_images_and_contexts():
     assert model(None, context).shape == (5, 2, 3)
     scalar = BinomialDiffusion(lambda x, t: x, (), 6)
     assert scalar(None, num_samples=3).shape == (3,)
+    single = CategoricalDiffusion(ModulatedMLP(3), levels=2, num_timesteps=4)
+    assert single.event_shape == ()
+    assert single(None, num_samples=5).shape == (5,)
 
 
 @pytest.mark.parametrize(
@@ -320,6 +323,7 @@ def test_images_and_contexts():
         (lambda: categorical()(torch.full((3, 2), 3)), r"expected levels 0\.\.2"),
         (lambda: binomial(lambda x, t: x[:, :1])(None), r"denoiser: expected shape \['n', 2\]"),
         (lambda: categorical(lambda x, t: x[:, :1])(None), r"expected shape \['n', 2, 4\]"),
+        (lambda: categorical(transitions="gaussian", levels=5, steps=1000), "betas: expec"),
         (lambda: CategoricalDiffusion(nn.Identity()), "event_shape: expected the shape of one"),
     ],
 )

@@ -90,3 +90,13 @@ def test_shapes_that_do_not_fit_are_refused(name):
         make((3, 2), num_layers=0)
     with pytest.raises(ValueError, match="context of size 0, got size 4"):
         make((3, 2))(torch.zeros(5, 3, 2), torch.tensor(0.1), torch.zeros(5, 4))
+
+
+@every_network
+def test_derivatives_keep_their_digits(name):
+    """Points do not act on themselves: a quotient that only cancels would swamp the rest."""
+    network, x, t = made(name), torch.randn(POINTS, 3), torch.tensor(0.3)
+    single = torch.autograd.functional.jacobian(lambda x: network(x, t), x)
+    network.double()
+    double = torch.autograd.functional.jacobian(lambda x: network(x, t), x.double())
+    assert (single - double).abs().max() < 1e-4 * double.abs().max()

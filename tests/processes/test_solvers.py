@@ -239,6 +239,9 @@ def test_bad_options() -> None:
         time_grid(process, 1)
     with pytest.raises(ValueError, match=r"expected 0 <= min_time < max_time, got 1\.0 and 0\.5"):
         time_grid(process, 5, "uniform", 0.5, 1.0)
+    for kind in ("log-snr", "karras"):
+        with pytest.raises(ValueError, match="min_time: expected some noise there"):
+            time_grid(VariancePreserving(), 5, kind, min_time=0.0)
     with pytest.raises(ValueError, match=r"eta: expected a number from 0 to 1, got 1\.5"):
         Exponential(1.5)
     with pytest.raises(ValueError, match="eta: expected a number at least 0, got -1"):
