@@ -9,9 +9,17 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
+# These compile so much that even their smallest run takes half a minute or more.
+LONG = {"deep_boltzmann_digits", "diffusion_samplers", "ising", "rbm_digits"}
 
 
-@pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.stem)
+def marked(script):
+    return pytest.param(
+        script, id=script.stem, marks=[pytest.mark.slow] if script.stem in LONG else []
+    )
+
+
+@pytest.mark.parametrize("script", [marked(script) for script in EXAMPLES])
 def test_example_runs(script, tmp_path):
     output = tmp_path / "output"
     done = subprocess.run(
@@ -29,4 +37,4 @@ def test_example_runs(script, tmp_path):
 
 
 def test_there_are_examples():
-    assert EXAMPLES
+    assert {script.stem for script in EXAMPLES} > LONG

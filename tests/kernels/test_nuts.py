@@ -230,6 +230,7 @@ def test_energies_belong_to_the_new_state():
     assert scipy.stats.kstest(kinetic, "expon").pvalue > TEST_FAILURE_RATE
 
 
+@pytest.mark.slow
 def test_compiled_chains_move_as_uncompiled_ones():
     start = SKEWED.draw(600)  # several groups
     positions = []
