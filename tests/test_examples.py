@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
-# These compile so much that even their smallest run takes half a minute or more.
+# These compile so much that even their smallest run takes about half a minute or more.
 LONG = {"deep_boltzmann_digits", "diffusion_samplers", "ising", "rbm_digits"}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, TypedDict
+from typing import Any, ClassVar, TypedDict
 
 import pyro
 import torch
@@ -24,14 +24,7 @@ from pyrogen.kernels._shell import Shell
 from pyrogen.kernels._target import Target
 from pyrogen.kernels._tuning import Tuning
 
-__all__ = ["Arrival", "Kernel", "Source"]
-
-
-class Arrival(NamedTuple):
-    """Where chains are, ``[chains, size]``, and which of them diverged on the way, ``[chains]``."""
-
-    position: Tensor
-    diverged: Tensor
+__all__ = ["Kernel", "Source"]
 
 
 class Source(TypedDict, total=False):
@@ -143,14 +136,6 @@ class Kernel(MCMCKernel):
         A kernel whose steps differ in length overrides it with a loop over several graphs.
         """
         return run(self.step, state, tuning)  # type: ignore[no-any-return]
-
-    def last(self, run: Runner, state: Any, tuning: Any, iteration: int) -> Arrival:
-        """The last of some steps, of which nothing is used but where the chains are.
-
-        A kernel overrides it if that is cheaper than a :meth:`transition`.
-        """
-        state, info = self.transition(run, state, tuning, iteration)
-        return Arrival(state.position, info.diverging)
 
     def probe(self, run: Runner, state: Any, tuning: Any) -> Tensor:
         """Acceptance probabilities ``[chains]`` of a trial step, to find a first step size."""

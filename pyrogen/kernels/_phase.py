@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from pyrogen.distributions import EnergyBased
-from pyrogen.kernels._kernel import Arrival, Kernel
+from pyrogen.kernels._kernel import Kernel
 from pyrogen.kernels._potential import Potential
 from pyrogen.kernels._target import Target
 
-__all__ = ["Direct", "initial_position", "moved", "points"]
+__all__ = ["Direct", "Phase", "initial_position", "moved", "points"]
+
+
+class Phase(NamedTuple):
+    """Where chains are, ``[chains, size]``, and which of them diverged on the way, ``[chains]``."""
+
+    position: Tensor
+    diverged: Tensor
 
 
 def initial_position(target: Target, fn: EnergyBased, num_chains: int) -> Tensor:
@@ -23,7 +30,7 @@ def initial_position(target: Target, fn: EnergyBased, num_chains: int) -> Tensor
     return target.start(fn.initial_point((num_chains,)))
 
 
-def moved(kernel: Kernel, target: Target, position: Tensor, num_steps: int) -> Arrival:
+def moved(kernel: Kernel, target: Target, position: Tensor, num_steps: int) -> Phase:
     """``num_steps`` transitions of every chain.
 
     Args:
@@ -36,13 +43,10 @@ def moved(kernel: Kernel, target: Target, position: Tensor, num_steps: int) -> A
     state = kernel.init(potential, position, tuning)
     diverged = ~state.position.isfinite().all(-1)
     run: Any = Direct(potential)
-    if num_steps == 0:
-        return Arrival(state.position, diverged)
-    for iteration in range(num_steps - 1):
+    for iteration in range(num_steps):
         state, info = kernel.transition(run, state, tuning, iteration)
         diverged = diverged | info.diverging
-    position, diverging = kernel.last(run, state, tuning, num_steps - 1)
-    return Arrival(position, diverged | diverging)
+    return Phase(state.position, diverged)
 
 
 def points(target: Target, fn: EnergyBased, position: Tensor) -> Tensor:

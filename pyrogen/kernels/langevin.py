@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyrogen.kernels._kernel import Arrival, Kernel, Source, standard_tuning
+from pyrogen.kernels._kernel import Kernel, Source, standard_tuning
 from pyrogen.kernels._metropolis import MAX_ENERGY_CHANGE, finite_rows, select
 from pyrogen.kernels._options import positive
 from pyrogen.kernels._potential import Potential
@@ -86,7 +86,9 @@ class Langevin(Kernel):
         self, potential: Potential, state: LangevinState, tuning: Tuning
     ) -> tuple[LangevinState, Info]:
         """One transition of every chain."""
-        size, position = tuning.step_size, _moved(state, tuning)
+        noise = torch.randn_like(state.position)
+        size = tuning.step_size
+        position = state.position - 0.5 * size * state.gradient + size.sqrt() * noise
         proposed = LangevinState(position, *potential.value_and_grad(position))
         finite = finite_rows(position, proposed.gradient, proposed.potential_energy)
         change = proposed.potential_energy - state.potential_energy
@@ -99,21 +101,3 @@ class Langevin(Kernel):
             num_steps=torch.ones_like(size),
             step_size=size,
         )
-
-    def last(self, run: Any, state: LangevinState, tuning: Tuning, iteration: int) -> Arrival:
-        """A step without the gradient where it ends, with which the next one would have begun."""
-        return Arrival(*run(self._last, state, tuning))
-
-    def _last(
-        self, potential: Potential, state: LangevinState, tuning: Tuning
-    ) -> tuple[Tensor, Tensor]:
-        position = _moved(state, tuning)
-        energy = potential.value(position)
-        finite = finite_rows(position, energy)
-        diverging = ~finite | (energy - state.potential_energy > MAX_ENERGY_CHANGE)
-        return torch.where(finite.unsqueeze(-1), position, state.position), diverging
-
-
-def _moved(state: LangevinState, tuning: Tuning) -> Tensor:
-    noise, size = torch.randn_like(state.position), tuning.step_size
-    return state.position - 0.5 * size * state.gradient + size.sqrt() * noise

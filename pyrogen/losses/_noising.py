@@ -16,7 +16,7 @@ from pyrogen.processes import LinearProcess, known
 from pyrogen.processes.process import beside
 
 __all__ = [
-    "NoisingELBO", "Shown", "log_snr_rate", "over_event", "refuse_latent", "time_of",
+    "NoisingELBO", "Shown", "log_snr_rate", "over_event", "time_of",
     "uniform_numbers",
 ]  # fmt: skip
 
@@ -66,6 +66,14 @@ class NoisingELBO(ScoringELBO):
         self.num_times = num_times
         self.low_discrepancy = low_discrepancy
         self.context_dropout = float(context_dropout)
+
+    def latent(self, name: str, fn: Any, score: Any) -> Any:
+        """Refuses: unless a subclass knows better, the weighted error of a score is no bound."""
+        raise ValueError(
+            f"site {name!r}: expected an observed site, got a latent one; the weighted error of a "
+            "score is no bound of its log-density, by which a guide could be trained: use "
+            "losses.DiffusionELBO"
+        )
 
     def repeated(self, fn: ScoreBased, value: Tensor) -> Tensor:
         """Data for each time that is drawn of them, ``[num_times, *batch, *event]``."""
@@ -140,12 +148,3 @@ def time_of(fn: ScoreBased, log_snr: Tensor) -> Tensor:
     """When the log-SNR has the given value: rounding leads nowhere before ``min_time`` or after
     ``max_time``."""
     return fn.process.time_of(log_snr).clamp(fn.min_time, fn.max_time)
-
-
-def refuse_latent(name: str) -> Any:
-    """Raises ``ValueError``: the weighted error of a score is no bound."""
-    raise ValueError(
-        f"site {name!r}: expected an observed site, got a latent one; the weighted error of a "
-        "score is no bound of its log-density, by which a guide could be trained: use "
-        "losses.DiffusionELBO"
-    )

@@ -32,7 +32,7 @@ from torch import Tensor
 from pyrogen.distributions import EnergyBased
 from pyrogen.kernels import Kernel
 from pyrogen.kernels._options import whole
-from pyrogen.kernels._phase import Arrival, initial_position, moved, points
+from pyrogen.kernels._phase import Phase, initial_position, moved, points
 from pyrogen.kernels._target import Target
 from pyrogen.losses._scoring import expanded, visit
 from pyrogen.losses._stateful import Carried, StatefulELBO
@@ -255,7 +255,7 @@ class ContrastiveDivergence(StatefulELBO):
         fn: EnergyBased,
         value: Tensor,
         num_steps: int,
-    ) -> Arrival:
+    ) -> Phase:
         self._refuse_others(carried, target, name)
         if name + _ACTIVE in carried:
             position, diverged = carried.pop(name + _ACTIVE), carried.pop(name + _DIVERGED)
@@ -263,7 +263,7 @@ class ContrastiveDivergence(StatefulELBO):
             position = self._begin(carried, target, name, fn, value)
             diverged = torch.zeros(len(position), dtype=torch.bool, device=position.device)
         phase = moved(self.kernel, target, position, num_steps)
-        return Arrival(phase.position, diverged | phase.diverged)
+        return Phase(phase.position, diverged | phase.diverged)
 
     def _begin(
         self, carried: Carried, target: Target, name: str, fn: EnergyBased, value: Tensor
@@ -285,7 +285,7 @@ class ContrastiveDivergence(StatefulELBO):
         return position
 
     def _keep(
-        self, carried: Carried, target: Target, name: str, fn: EnergyBased, phase: Arrival
+        self, carried: Carried, target: Target, name: str, fn: EnergyBased, phase: Phase
     ) -> None:
         """Carries on the states, and those that diverged anew from the base."""
         position = phase.position

@@ -38,7 +38,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from pyrogen.distributions import ScoreBased
-from pyrogen.losses._noising import NoisingELBO, log_snr_rate, over_event, refuse_latent, time_of
+from pyrogen.losses._noising import NoisingELBO, log_snr_rate, over_event, time_of
 from pyrogen.processes import LinearProcess, error_scale
 
 __all__ = ["DenoisingScoreMatching", "SimpleDiffusion"]
@@ -150,10 +150,6 @@ class DenoisingScoreMatching(NoisingELBO):
         scale = error_scale(fn.process, t, fn.prediction, self._of)
         weight = self._weight(fn.process, t) * scale.square() * over_density
         return -0.5 * (weight * error).mean(0)
-
-    def latent(self, name: str, fn: Any, score: Any) -> Any:
-        """A latent site has no weighted error: refuses."""
-        return refuse_latent(name)
 
     def _draw_times(self, name: str, fn: ScoreBased, u: Tensor) -> tuple[Tensor, Tensor]:
         """Times of the law chosen, and one over their density against the weighting's own."""

@@ -25,7 +25,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from pyrogen.distributions import ScoreBased
-from pyrogen.losses._noising import NoisingELBO, over_event, refuse_latent
+from pyrogen.losses._noising import NoisingELBO, over_event
 
 __all__ = ["FlowMatching"]
 
@@ -90,10 +90,6 @@ class FlowMatching(NoisingELBO):
         shown = self.show(fn, data, noise, t, "velocity")
         error = over_event(fn, (shown.prediction - shown.target).square())
         return -0.5 * error.mean(0)
-
-    def latent(self, name: str, fn: Any, score: Any) -> Any:
-        """A latent site has no weighted error: refuses."""
-        return refuse_latent(name)
 
 
 def _nearest(fn: ScoreBased, data: Tensor, noise: Tensor) -> Tensor:
