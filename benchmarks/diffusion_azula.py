@@ -19,14 +19,12 @@ azula is run by another interpreter, which needs ``azula`` and the same version 
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
 import torch
-from side_by_side import ratio, side_by_side
+from side_by_side import Remote, answer, ratio, side_by_side
 from torch import Tensor, nn
 
 TARGET, DRAWS, STEPS, MIN_TIME = 0.8, 256, 500, 1e-3
@@ -150,39 +148,11 @@ def of_pyrogen(case: Case) -> Function:
     return run
 
 
-class Remote:
-    """A function of another interpreter, called through a pipe."""
-
-    def __init__(self, python: str, name: str, threads: int, compiled: bool) -> None:
-        how = ["--serve", name, "--threads", str(threads)]
-        how += ["--compiled-model"] if compiled else []
-        self._process = subprocess.Popen(  # noqa: S603
-            [python, __file__, *how], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def __call__(self) -> float:
-        """Asks for one call and waits for its result."""
-        sent, received = self._process.stdin, self._process.stdout
-        if sent is None or received is None:
-            raise RuntimeError("the other interpreter has no pipes")
-        print(file=sent, flush=True)
-        return float(received.readline())
-
-    def close(self) -> None:
-        """Ends the other interpreter."""
-        self._process.communicate()
-
-
-def serve(name: str, compiled: bool) -> None:
-    """Answers each line of the input with the result of a call."""
-    function = of_azula(CASES[name], compiled)
-    for _ in sys.stdin:
-        print(function(), flush=True)
-
-
 def line(name: str, options: argparse.Namespace) -> str:
     """Times one case."""
-    remote = Remote(options.azula_python, name, options.threads, options.compiled_model)
+    how = ["--serve", name, "--threads", str(options.threads)]
+    how += ["--compiled-model"] if options.compiled_model else []
+    remote = Remote(options.azula_python, __file__, *how)
     contestants = {"azula": remote, "PyroGen": of_pyrogen(CASES[name])}
     # Both draw from one law, so that their mean squares agree but for noise.
     squares = {who: median(run() for _ in range(5)) for who, run in contestants.items()}
@@ -208,7 +178,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.serve:
-        serve(options.serve, options.compiled_model)
+        answer(of_azula(CASES[options.serve], options.compiled_model))
         return
     if not options.azula_python:
         print("skipped: needs --azula-python, the path of an interpreter with azula")

@@ -22,8 +22,6 @@ zuko is run by another interpreter, which needs ``zuko`` and the same version of
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +30,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from side_by_side import ratio, side_by_side
+from side_by_side import Remote, answer, ratio, side_by_side
 from torch import Tensor, nn
 
 Function = Callable[[], float]
@@ -200,38 +198,6 @@ def adopt(network: Any, parameters: list[Tensor]) -> None:
         linear[-1].bias.neg_()
 
 
-class Remote:
-    """A function of another interpreter, called through a pipe."""
-
-    def __init__(self, python: str, name: str, state: Path, threads: int) -> None:
-        how = ["--serve", name, "--state", str(state), "--threads", str(threads)]
-        self._process = subprocess.Popen(  # noqa: S603
-            [python, __file__, *how],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def __call__(self) -> float:
-        """Asks for one call and waits for its result."""
-        sent, received = self._process.stdin, self._process.stdout
-        if sent is None or received is None:
-            raise RuntimeError("the other interpreter has no pipes")
-        print(file=sent, flush=True)
-        return float(received.readline())
-
-    def close(self) -> None:
-        """Ends the other interpreter."""
-        self._process.communicate()
-
-
-def serve(name: str, state: Path) -> None:
-    """Answers each line of the input with the result of a call."""
-    function = of_zuko(name, state)
-    for _ in sys.stdin:
-        print(function(), flush=True)
-
-
 def main() -> None:
     """Prints a line a case."""
     parser = argparse.ArgumentParser(
@@ -247,7 +213,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     if options.serve:
-        serve(options.serve, options.state)
+        answer(of_zuko(options.serve, options.state))
         return
     if not options.zuko_python:
         print("skipped: needs --zuko-python, the path of an interpreter with zuko")
@@ -262,7 +228,8 @@ def line(name: str, target: float, options: argparse.Namespace) -> str:
     """Times one case."""
     with tempfile.TemporaryDirectory() as folder:
         state = Path(folder) / "zuko.pt"
-        remote = Remote(options.zuko_python, name, state, options.threads)
+        how = ["--serve", name, "--state", str(state), "--threads", str(options.threads)]
+        remote = Remote(options.zuko_python, __file__, *how)
         remote()  # its file is complete when it answers
         function, report = of_pyrogen(name, state)
     functions = {"zuko": remote, "PyroGen": function}

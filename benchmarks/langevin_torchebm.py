@@ -19,14 +19,12 @@ torchebm is run by another interpreter, which needs ``torchebm`` and the same ve
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
 import torch
-from side_by_side import ratio, side_by_side
+from side_by_side import Remote, answer, ratio, side_by_side
 from torch import Tensor, nn
 
 TARGET, STEP = 0.5, 0.01
@@ -96,39 +94,11 @@ def of_pyrogen(case: Case) -> Function:
     return lambda: phase().square().mean().item()
 
 
-class Remote:
-    """A function of another interpreter, called through a pipe."""
-
-    def __init__(self, python: str, name: str, threads: int, compiled: bool) -> None:
-        how = ["--serve", name, "--threads", str(threads)]
-        how += ["--compiled-model"] if compiled else []
-        self._process = subprocess.Popen(  # noqa: S603
-            [python, __file__, *how], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def __call__(self) -> float:
-        """Asks for one call and waits for its result."""
-        sent, received = self._process.stdin, self._process.stdout
-        if sent is None or received is None:
-            raise RuntimeError("the other interpreter has no pipes")
-        print(file=sent, flush=True)
-        return float(received.readline())
-
-    def close(self) -> None:
-        """Ends the other interpreter."""
-        self._process.communicate()
-
-
-def serve(name: str, compiled: bool) -> None:
-    """Answers each line of the input with the result of a call."""
-    function = of_torchebm(CASES[name], compiled)
-    for _ in sys.stdin:
-        print(function(), flush=True)
-
-
 def line(name: str, options: argparse.Namespace) -> str:
     """Times one case."""
-    remote = Remote(options.torchebm_python, name, options.threads, options.compiled_model)
+    how = ["--serve", name, "--threads", str(options.threads)]
+    how += ["--compiled-model"] if options.compiled_model else []
+    remote = Remote(options.torchebm_python, __file__, *how)
     contestants = {"torchebm": remote, "PyroGen": of_pyrogen(CASES[name])}
     # Both are Langevin chains of one law: their mean squares agree but for noise.
     squares = {who: median(run() for _ in range(50)) for who, run in contestants.items()}
@@ -154,7 +124,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.serve:
-        serve(options.serve, options.compiled_model)
+        answer(of_torchebm(CASES[options.serve], options.compiled_model))
         return
     if not options.torchebm_python:
         print("skipped: needs --torchebm-python, the path of an interpreter with torchebm")

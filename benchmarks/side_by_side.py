@@ -6,11 +6,13 @@ prints medians over rounds, of times and of ratios.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from statistics import median
 
-__all__ = ["ratio", "side_by_side"]
+__all__ = ["Remote", "answer", "ratio", "side_by_side"]
 
 
 def side_by_side(
@@ -36,3 +38,34 @@ def side_by_side(
 def ratio(numerator: list[float], denominator: list[float]) -> float:
     """Returns the median over rounds of the ratio of two functions' times."""
     return median(a / b for a, b in zip(numerator, denominator, strict=True))
+
+
+class Remote:
+    """A function of another interpreter, called through a pipe.
+
+    Args:
+        command: starts a process that calls :func:`answer`.
+    """
+
+    def __init__(self, *command: str) -> None:
+        self._process = subprocess.Popen(  # noqa: S603
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def __call__(self) -> float:
+        """Asks for one call and waits for its result."""
+        sent, received = self._process.stdin, self._process.stdout
+        if sent is None or received is None:
+            raise RuntimeError("the other interpreter has no pipes")
+        print(file=sent, flush=True)
+        return float(received.readline())
+
+    def close(self) -> None:
+        """Ends the other interpreter."""
+        self._process.communicate()
+
+
+def answer(function: Callable[[], float]) -> None:
+    """Answers each line of the input with the result of a call."""
+    for _ in sys.stdin:
+        print(function(), flush=True)
