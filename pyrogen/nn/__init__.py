@@ -6,6 +6,7 @@ batch, plates or vectorised particles, and refuses another trailing shape with a
 
 from __future__ import annotations
 
+from pyrogen.nn.backward_gru import BackwardGRU
 from pyrogen.nn.conv import ConvDecoder, ConvEncoder
 from pyrogen.nn.distance_score import DistanceScore
 from pyrogen.nn.egnn import EGNN
@@ -20,6 +21,7 @@ from pyrogen.nn.unet import UNet
 __all__ = [
     "EGNN",
     "MLP",
+    "BackwardGRU",
     "ConvDecoder",
     "ConvEncoder",
     "DistanceScore",
