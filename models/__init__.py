@@ -6,6 +6,8 @@ num_samples=n)`` it draws them.
 
 from __future__ import annotations
 
+from pyrogen.models.bayesian_network import BayesianNetwork, scale_mixture
+from pyrogen.models.bayesian_rnn import BayesianRNN
 from pyrogen.models.binomial_diffusion import BinomialDiffusion
 from pyrogen.models.builders import ffjord, glow, iaf, maf, nice, nsf, real_nvp
 from pyrogen.models.categorical_diffusion import CategoricalDiffusion
@@ -26,6 +28,17 @@ from pyrogen.models.likelihoods import (
     Likelihood,
     Normal,
 )
+from pyrogen.models.markov_chain import MarkovChain
+from pyrogen.models.potentials import (
+    Anharmonic,
+    DoubleWell,
+    Harmonic,
+    HookesAtom,
+    Molecule,
+    PoschlTeller,
+    Potential,
+    TrappedBosons,
+)
 from pyrogen.models.restricted_boltzmann_machine import RestrictedBoltzmannMachine
 from pyrogen.models.score_model import ScoreModel
 from pyrogen.models.spherical_flow import SphericalFlow
@@ -34,6 +47,9 @@ from pyrogen.models.vae import VAE
 __all__ = [
     "LIKELIHOODS",
     "VAE",
+    "Anharmonic",
+    "BayesianNetwork",
+    "BayesianRNN",
     "Bernoulli",
     "BinomialDiffusion",
     "Categorical",
@@ -43,18 +59,26 @@ __all__ = [
     "DeepBeliefNetwork",
     "DeepBoltzmannMachine",
     "DenoisingDiffusion",
+    "DoubleWell",
     "EnergyModel",
     "Flow",
+    "Harmonic",
+    "HookesAtom",
     "IntegerFlow",
     "Ising",
     "JointEnergyModel",
     "Likelihood",
     "LogisticMixtureBase",
+    "MarkovChain",
+    "Molecule",
     "Normal",
+    "PoschlTeller",
+    "Potential",
     "Potts",
     "RestrictedBoltzmannMachine",
     "ScoreModel",
     "SphericalFlow",
+    "TrappedBosons",
     "bits_per_dimension",
     "ffjord",
     "glow",
@@ -63,4 +87,5 @@ __all__ = [
     "nice",
     "nsf",
     "real_nvp",
+    "scale_mixture",
 ]

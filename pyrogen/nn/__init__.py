@@ -6,11 +6,13 @@ batch, plates or vectorised particles, and refuses another trailing shape with a
 
 from __future__ import annotations
 
+from pyrogen.nn.affine import affine, localized
 from pyrogen.nn.backward_gru import BackwardGRU
 from pyrogen.nn.conv import ConvDecoder, ConvEncoder
 from pyrogen.nn.distance_score import DistanceScore
 from pyrogen.nn.egnn import EGNN
 from pyrogen.nn.embedding import FourierEmbedding, SinusoidalEmbedding
+from pyrogen.nn.gaussian_step import GaussianStep
 from pyrogen.nn.mlp import MLP
 from pyrogen.nn.modulated_mlp import ModulatedMLP
 from pyrogen.nn.one_hot import OneHot
@@ -26,10 +28,13 @@ __all__ = [
     "ConvEncoder",
     "DistanceScore",
     "FourierEmbedding",
+    "GaussianStep",
     "ModulatedMLP",
     "OneHot",
     "Preconditioned",
     "SinusoidalEmbedding",
     "TimeMLP",
     "UNet",
+    "affine",
+    "localized",
 ]
