@@ -10,6 +10,7 @@ from pyrogen.distributions.flow import FlowDistribution
 from pyrogen.distributions.harmonium import Harmonium
 from pyrogen.distributions.joint_units import JointUnits
 from pyrogen.distributions.markov_field import InteractionGraph, MarkovField
+from pyrogen.distributions.path import Path
 from pyrogen.distributions.quantized import Quantized
 from pyrogen.distributions.score_based import ScoreBased
 from pyrogen.distributions.sphere import UniformSphere
@@ -38,6 +39,7 @@ __all__ = [
     "InteractionGraph",
     "JointUnits",
     "MarkovField",
+    "Path",
     "Quantized",
     "ScoreBased",
     "Spin",

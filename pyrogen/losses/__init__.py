@@ -10,6 +10,7 @@ from pyrogen.losses.denoising_score_matching import DenoisingScoreMatching, Simp
 from pyrogen.losses.diffusion_elbo import DiffusionELBO
 from pyrogen.losses.flow_matching import FlowMatching
 from pyrogen.losses.noise_contrastive import NoiseContrastive
+from pyrogen.losses.path_elbo import PathELBO
 from pyrogen.losses.pseudo_likelihood import PseudoLikelihood
 from pyrogen.losses.ratio_matching import RatioMatching
 from pyrogen.losses.score_matching import ScoreMatching
@@ -21,6 +22,7 @@ __all__ = [
     "DiffusionELBO",
     "FlowMatching",
     "NoiseContrastive",
+    "PathELBO",
     "PseudoLikelihood",
     "RatioMatching",
     "ScoreMatching",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pyrogen.processes.bridge import Bridge
 from pyrogen.processes.brownian import Brownian, OrnsteinUhlenbeck
 from pyrogen.processes.discrete import DiscreteVariancePreserving
 from pyrogen.processes.euler import Euler
@@ -13,7 +14,9 @@ from pyrogen.processes.linear import LinearProcess
 from pyrogen.processes.parametrization import convert, error_scale, known
 from pyrogen.processes.process import Process
 from pyrogen.processes.rectified import Rectified
+from pyrogen.processes.simulate import simulate
 from pyrogen.processes.solver import Prediction, Solver, integrate
+from pyrogen.processes.steered import Steered
 from pyrogen.processes.variance_exploding import VarianceExploding
 from pyrogen.processes.variance_preserving import (
     CosineVariancePreserving,
@@ -22,6 +25,7 @@ from pyrogen.processes.variance_preserving import (
 )
 
 __all__ = [
+    "Bridge",
     "Brownian",
     "CosineVariancePreserving",
     "DiscreteVariancePreserving",
@@ -35,6 +39,7 @@ __all__ = [
     "Process",
     "Rectified",
     "Solver",
+    "Steered",
     "SubVariancePreserving",
     "VarianceExploding",
     "VariancePreserving",
@@ -43,5 +48,6 @@ __all__ = [
     "integrate",
     "known",
     "langevin_step",
+    "simulate",
     "time_grid",
 ]

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyrogen.processes.process import Process, as_time, beside
 
@@ -108,8 +108,8 @@ class LinearProcess(Process, ABC):
         """``f(t)``, the drift of a unit state."""
         return self.mean_scale_rate(t) / self.mean_scale(t)
 
-    def drift(self, x: Tensor, t: Tensor) -> Tensor:
-        """The drift ``f(t) x``."""
+    def drift(self, x: Tensor, t: Tensor, *context: Tensor) -> Tensor:
+        """The drift ``f(t) x``, whatever the context."""
         return beside(self.drift_scale(as_time(t, x)), x) * x
 
     @_of_time
@@ -117,6 +117,10 @@ class LinearProcess(Process, ABC):
         """The diffusion ``g(t)``."""
         squared = self.variance_rate(t) - 2 * self.drift_scale(t) * self.variance(t)
         return squared.clamp(min=0).sqrt()
+
+    def networks(self) -> list[nn.Module]:
+        """The process itself, if it is a module."""
+        return [self] if isinstance(self, nn.Module) else []
 
     def _given_diffusion(self) -> Callable[[Tensor], Tensor]:
         return self.diffusion

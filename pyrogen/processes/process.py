@@ -19,15 +19,17 @@ References:
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = ["Process", "as_time", "beside"]
 
-Field = Callable[[Tensor, Tensor], Tensor]
+Field = Callable[..., Tensor]
+Diffusion = float | Tensor | Callable[..., Tensor]
 
 
 def as_time(t: Any, x: Tensor | None = None) -> Tensor:
@@ -68,11 +70,19 @@ class Process:
     """An Itô process.
 
     Args:
-        drift: ``f(x, t)``, of the shape of ``x``.
-        diffusion: ``g``: a number, a tensor that broadcasts against an event, or a function of
-            ``t``.
+        drift: ``f(x, t)``, of the shape of ``x``; or ``f(x, t, *context)``, where a path gives the
+            context.
+        diffusion: ``g``: a number, a tensor that broadcasts against an event, a function ``g(t)``,
+            or ``g(x, t)`` that broadcasts against ``x``.
+
+    Attributes:
+        state_dependent: whether the diffusion depends on the state.
 
     Shapes: states are ``[*batch, *event]``; ``t`` is a scalar or broadcasts against ``[*batch]``.
+
+    Raises:
+        TypeError: if the drift is no function, or the diffusion is none of these.
+        ValueError: where a formula needs a diffusion that does not depend on the state.
 
     References:
         B. Øksendal, *Stochastic Differential Equations*, 2003, doi:10.1007/978-3-642-14394-6.
@@ -88,9 +98,9 @@ class Process:
         tensor([[-5.5000]])
     """
 
-    def __init__(
-        self, drift: Field, diffusion: float | Tensor | Callable[[Tensor], Tensor]
-    ) -> None:
+    state_dependent: bool = False
+
+    def __init__(self, drift: Field, diffusion: Diffusion) -> None:
         if not callable(drift):
             raise TypeError(
                 f"drift: expected a function of (x, t), got {type(drift).__name__}; a constant "
@@ -98,18 +108,20 @@ class Process:
             )
         if not (callable(diffusion) or isinstance(diffusion, (int, float, Tensor))):
             raise TypeError(
-                "diffusion: expected a number, a tensor or a function of t, got "
+                "diffusion: expected a number, a tensor, a function of t or one of (x, t), got "
                 f"{type(diffusion).__name__}"
             )
         self._drift = drift
         self._diffusion = diffusion
+        self.state_dependent = _takes_state(diffusion)
 
-    def drift(self, x: Tensor, t: Tensor) -> Tensor:
+    def drift(self, x: Tensor, t: Tensor, *context: Tensor) -> Tensor:
         """The drift ``f(x, t)``, of the shape of ``x``."""
-        return self._drift(x, as_time(t, x))
+        return self._drift(x, as_time(t, x), *context)
 
     def diffusion(self, t: Tensor) -> Tensor:
         """The diffusion ``g(t)``: ``[*batch]``, or a tensor that broadcasts against an event."""
+        self._refuse_state("diffusion(t)")
         t = as_time(t)
         if callable(self._diffusion):
             return self._diffusion(t)
@@ -118,12 +130,24 @@ class Process:
     def diffusion_at(self, x: Tensor, t: Tensor) -> Tensor:
         """The diffusion in a shape that broadcasts against states ``x [*batch, *event]``."""
         given = self._given_diffusion()
+        if self.state_dependent and callable(given):
+            return given(x, as_time(t, x))
         if callable(given):
             return beside(given(as_time(t, x)), x)
         return torch.as_tensor(given, dtype=x.dtype, device=x.device)
 
-    def _given_diffusion(self) -> float | Tensor | Callable[[Tensor], Tensor]:
+    def networks(self) -> list[nn.Module]:
+        """The modules that drift and diffusion consist of, as far as they are modules."""
+        return [part for part in (self._drift, self._diffusion) if isinstance(part, nn.Module)]
+
+    def _given_diffusion(self) -> Diffusion:
         return self._diffusion
+
+    def _refuse_state(self, what: str) -> None:
+        if self.state_dependent:
+            raise ValueError(
+                f"{what}: expected a diffusion that does not depend on the state, got g(x, t)"
+            )
 
     def reverse(self, score: Field) -> Process:
         """The process that runs backwards through the same laws, to be integrated with ``dt < 0``.
@@ -131,6 +155,7 @@ class Process:
         Args:
             score: ``(x, t)`` to the gradient of the log-density, of the shape of ``x``.
         """
+        self._refuse_state("reverse")
 
         def drift(x: Tensor, t: Tensor) -> Tensor:
             return self.drift(x, t) - self.diffusion_at(x, t).square() * score(x, t)
@@ -144,9 +169,28 @@ class Process:
         Args:
             score: as for :meth:`reverse`.
         """
+        self._refuse_state("probability_flow")
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:
             t = as_time(t, x)
             return self.drift(x, t) - 0.5 * self.diffusion_at(x, t).square() * score(x, t)
 
         return velocity
+
+
+def _takes_state(diffusion: Any) -> bool:
+    """Whether a diffusion is a function of two arguments."""
+    if not callable(diffusion):
+        return False
+    function = diffusion.forward if isinstance(diffusion, nn.Module) else diffusion
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # as some built-in functions
+        return False
+    needed = [
+        each
+        for each in parameters
+        if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
+        and each.default is each.empty
+    ]
+    return len(needed) > 1

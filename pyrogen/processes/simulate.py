@@ -1,0 +1,182 @@
+r"""Paths of an Itô process on a grid of times, as functions of the noise.
+
+Between two times :math:`h` apart, with :math:`\Delta W = \sqrt h\, z` and :math:`z` standard
+normal, a step is one of
+
+.. math::
+   \text{euler:} \quad & x' = x + f(x, t)\, h + g(x, t)\, \Delta W \\
+   \text{heun:} \quad & x' = x + \tfrac h2\left[f(x, t) + f(\tilde x, t + h)\right]
+   + \bar g\, \Delta W, \qquad \tilde x = x + f(x, t)\, h + \bar g\, \Delta W \\
+   \text{exact:} \quad & x' = \text{mean} + \text{std}\; z \quad
+   \text{of the law of } x_{t+h} \mid x_t,
+
+where :math:`\bar g^2` is the mean of :math:`g^2` at both ends. Euler's (and Maruyama's) step is of
+weak order 1, and of strong order 1 for noise that does not depend on the state, else 1/2. Heun's is
+of weak order 2, for such noise alone.
+
+All noise of a path is scaled at once, before the first step, where it does not depend on the state.
+
+References:
+    P. E. Kloeden, E. Platen, *Numerical solution of stochastic differential equations*, 1992,
+    doi:10.1007/978-3-662-12616-5. R. L. Honeycutt, *Stochastic Runge-Kutta algorithms. I. White
+    noise*, 1992, doi:10.1103/PhysRevA.45.600.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from pyrogen.processes.process import Process
+
+__all__ = ["METHODS", "increments", "of_step", "on_grid", "simulate"]
+
+METHODS = ("euler", "heun", "exact")
+Step = Callable[[Tensor, int], Tensor]
+
+
+def simulate(
+    process: Process,
+    x0: Tensor,
+    times: Tensor,
+    noise: Tensor,
+    context: Sequence[Tensor] = (),
+    method: str = "euler",
+    checkpointed: bool = False,
+) -> Tensor:
+    """The path that a process takes from ``x0`` when it is driven by the given noise.
+
+    Args:
+        process: what is simulated.
+        x0: the beginning, ``[*batch, D]``.
+        times: ``[T + 1]``, increasing.
+        noise: standard normal, ``[*batch, T, D]``.
+        context: tensors ``[*batch, T, C]`` or ``[*batch, 1, C]``, of which step ``k`` hands element
+            ``k`` to the drift.
+        method: ``"euler"``, ``"heun"``, or ``"exact"`` for a process with a ``transition``, such as
+            a linear one.
+        checkpointed: remember the states at about ``sqrt(T)`` times only, and run the steps between
+            them again for the gradient: slower by one run, and the memory of ``sqrt(T)`` steps.
+
+    Returns:
+        The path, ``[*batch, T + 1, D]``.
+
+    Raises:
+        ValueError: for an unknown method, or one that the process does not have.
+
+    Example:
+        >>> from pyrogen.processes import OrnsteinUhlenbeck
+        >>> times = torch.linspace(0.0, 1.0, 101)
+        >>> path = simulate(OrnsteinUhlenbeck(), torch.zeros(1), times, torch.zeros(100, 1))
+        >>> bool((path == 0).all())
+        True
+    """
+    check_method(process, method)
+    steps = times.diff()
+    one = _stepping(process, times, steps, noise, context, method)
+    if checkpointed and torch.is_grad_enabled():
+        return torch.stack(_remembered(one, x0, len(steps)), -2)
+    return torch.stack(_run(one, x0, range(len(steps))), -2)
+
+
+def check_method(process: Process, method: str) -> None:
+    """Raises ValueError if a method is unknown, or not for this process."""
+    if method not in METHODS:
+        raise ValueError(f"method: expected one of {METHODS}, got {method!r}")
+    if method == "exact" and not hasattr(process, "transition"):
+        raise ValueError(
+            "method 'exact': expected a process whose transitions are known, such as a linear one, "
+            f"got {type(process).__name__}; use 'euler'"
+        )
+    if method == "heun" and process.state_dependent:
+        raise ValueError(
+            "method 'heun': expected a diffusion that does not depend on the state, got g(x, t); "
+            "use 'euler', or 'milstein' of torchsde"
+        )
+
+
+def on_grid(times: Tensor, x: Tensor) -> Tensor:
+    """Times ``[T]`` beside states ``x [*batch, T, D]``: ``[1, ..., T]``, a dimension for each of
+    the batch of ``x``."""
+    return times.reshape((1,) * (x.dim() - 2) + times.shape)
+
+
+def of_step(context: Sequence[Tensor], k: int) -> list[Tensor]:
+    """What step ``k`` is told, each ``[*batch, C]``."""
+    return [each[..., k if each.shape[-2] > 1 else 0, :] for each in context]
+
+
+def increments(
+    process: Process, times: Tensor, steps: Tensor, noise: Tensor, method: str
+) -> Tensor:
+    """``g dW`` of all steps, ``[*batch, T, D]``, where ``g`` does not depend on the state."""
+    at = process.diffusion_at(noise, on_grid(times[:-1], noise))
+    if method == "heun":
+        end = process.diffusion_at(noise, on_grid(times[1:], noise))
+        at = (0.5 * (at.square() + end.square())).sqrt()
+    return at * steps.sqrt().unsqueeze(-1) * noise
+
+
+def _stepping(
+    process: Process,
+    times: Tensor,
+    steps: Tensor,
+    noise: Tensor,
+    context: Sequence[Tensor],
+    method: str,
+) -> Step:
+    """A step as a function of the state and its number."""
+    t, h = times.unbind(), steps.unbind()
+    if method == "exact":
+        law: Any = process
+        of_step_noise = noise.unbind(-2)
+
+        def exact(x: Tensor, k: int) -> Tensor:
+            given = law.transition(x, t[k], t[k + 1])
+            moved: Tensor = torch.addcmul(given.mean, given.stddev, of_step_noise[k])
+            return moved
+
+        return exact
+    if process.state_dependent:
+        scaled = (steps.sqrt().unsqueeze(-1) * noise).unbind(-2)
+
+        def dependent(x: Tensor, k: int) -> Tensor:
+            moved = torch.addcmul(x, process.drift(x, t[k], *of_step(context, k)), h[k])
+            return torch.addcmul(moved, process.diffusion_at(x, t[k]), scaled[k])
+
+        return dependent
+    dw = increments(process, times, steps, noise, method).unbind(-2)
+
+    def euler(x: Tensor, k: int) -> Tensor:
+        return torch.addcmul(x + dw[k], process.drift(x, t[k], *of_step(context, k)), h[k])
+
+    def heun(x: Tensor, k: int) -> Tensor:
+        at = of_step(context, k)
+        here = process.drift(x, t[k], *at)
+        ahead = process.drift(torch.addcmul(x + dw[k], here, h[k]), t[k + 1], *at)
+        return torch.addcmul(x + dw[k], here + ahead, 0.5 * h[k])
+
+    return heun if method == "heun" else euler
+
+
+def _run(step: Step, x: Tensor, steps: range) -> list[Tensor]:
+    path = [x]
+    for k in steps:
+        x = step(x, k)
+        path.append(x)
+    return path
+
+
+def _remembered(step: Step, x0: Tensor, count: int) -> list[Tensor]:
+    """The path in segments, of which the gradient knows the first state only."""
+    length, path = math.isqrt(count - 1) + 1, [x0]
+    for first in range(0, count, length):
+        steps = range(first, min(first + length, count))
+        run: Any = lambda x, steps=steps: tuple(_run(step, x, steps)[1:])  # noqa: E731
+        path += checkpoint(run, path[-1], use_reentrant=False, preserve_rng_state=False)
+    return path
