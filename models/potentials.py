@@ -9,7 +9,7 @@ stands with each of them.
 
 References:
     A. Barr, W. Gispen, A. Lamacraft, *Quantum ground states from reinforcement learning*, 2020,
-    arXiv:2006.16044.
+    arXiv:2006.09044.
 """
 
 from __future__ import annotations
