@@ -16,6 +16,7 @@ from pyrogen.guides.forward_noising import ForwardNoising
 from pyrogen.guides.mean_field import MeanField
 from pyrogen.guides.normal_weights import NormalWeights
 from pyrogen.guides.path_drift import PathDrift
+from pyrogen.guides.path_encoder import PathEncoder
 from pyrogen.guides.recognition import Recognition
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "MeanField",
     "NormalWeights",
     "PathDrift",
+    "PathEncoder",
     "Recognition",
     "UniformDequantization",
     "VariationalDequantization",

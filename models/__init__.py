@@ -16,10 +16,12 @@ from pyrogen.models.deep_belief_network import DeepBeliefNetwork
 from pyrogen.models.deep_boltzmann_machine import DeepBoltzmannMachine
 from pyrogen.models.denoising_diffusion import DenoisingDiffusion
 from pyrogen.models.energy_model import EnergyModel
+from pyrogen.models.feynman_kac import FeynmanKac
 from pyrogen.models.flow import Flow, bits_per_dimension
 from pyrogen.models.integer_flow import IntegerFlow, LogisticMixtureBase
 from pyrogen.models.ising import Ising, Potts
 from pyrogen.models.joint_energy_model import JointEnergyModel
+from pyrogen.models.latent_sde import LatentSDE
 from pyrogen.models.likelihoods import (
     LIKELIHOODS,
     Bernoulli,
@@ -61,12 +63,14 @@ __all__ = [
     "DenoisingDiffusion",
     "DoubleWell",
     "EnergyModel",
+    "FeynmanKac",
     "Flow",
     "Harmonic",
     "HookesAtom",
     "IntegerFlow",
     "Ising",
     "JointEnergyModel",
+    "LatentSDE",
     "Likelihood",
     "LogisticMixtureBase",
     "MarkovChain",
