@@ -4,9 +4,9 @@
 :func:`latent_report` and :func:`iwae_bound` say how good it is, :func:`nested_rhat` and
 :func:`langevin_bias` whether chains can be trusted, :func:`calibration` and
 :func:`out_of_distribution` whether a classifier can, :func:`two_sample_test` whether draws can be
-told from data; the ``plot_`` functions show it. All of them
-report the programs without their scales: a ``beta`` or a minibatch changes what is trained, not
-what is measured.
+told from data, :func:`ground_state_energy` what a trained drift is worth; the ``plot_`` functions
+show it. All of them report the programs without their scales: a ``beta`` or a minibatch changes
+what is trained, not what is measured.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pyrogen.diagnostics.bias import LangevinBias, SiteBias, langevin_bias
 from pyrogen.diagnostics.bounds import iwae_bound
 from pyrogen.diagnostics.calibration import Calibration, calibration
 from pyrogen.diagnostics.convergence import nested_rhat
+from pyrogen.diagnostics.ground_state import Estimate, GroundStateEnergy, ground_state_energy
 from pyrogen.diagnostics.latent import latent_report
 from pyrogen.diagnostics.likelihood import LogLikelihood, log_likelihood
 from pyrogen.diagnostics.mcmc import from_mcmc
@@ -35,6 +36,8 @@ from pyrogen.diagnostics.two_sample import TwoSampleTest, two_sample_test
 __all__ = [
     "AnnealedEstimate",
     "Calibration",
+    "Estimate",
+    "GroundStateEnergy",
     "LangevinBias",
     "LatentReport",
     "LatentSite",
@@ -48,6 +51,7 @@ __all__ = [
     "calibration",
     "from_mcmc",
     "from_svi",
+    "ground_state_energy",
     "iwae_bound",
     "langevin_bias",
     "latent_report",

@@ -106,3 +106,15 @@ class Processes:
             for name, value in info.items()
         }
         return positions.to(position.device), infos
+
+    def join(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Joins ``[*, chains]`` of all processes, in each of them."""
+        if self.count == 1:
+            return values
+        everyone: list[dict[str, Tensor]] = [{} for _ in range(self.count)]
+        own = {name: value.cpu() for name, value in values.items()}
+        distributed.all_gather_object(everyone, own, group=self._group)
+        return {
+            name: torch.cat([each[name] for each in everyone], -1).to(value.device)
+            for name, value in values.items()
+        }
