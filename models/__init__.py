@@ -43,11 +43,13 @@ from pyrogen.models.potentials import (
 )
 from pyrogen.models.restricted_boltzmann_machine import RestrictedBoltzmannMachine
 from pyrogen.models.score_model import ScoreModel
+from pyrogen.models.sde_bnn import SDEBNN
 from pyrogen.models.spherical_flow import SphericalFlow
 from pyrogen.models.vae import VAE
 
 __all__ = [
     "LIKELIHOODS",
+    "SDEBNN",
     "VAE",
     "Anharmonic",
     "BayesianNetwork",

@@ -71,19 +71,35 @@ def affine(x: Tensor, weights: Tensor) -> Tensor:
     """
     law = getattr(weights, _LAW, None)
     if weights.dim() > 2:
-        if weights.shape[-3] != 1:
-            raise ValueError(
-                f"weights: expected batch shape [..., 1], got {list(weights.shape[:-2])}: weights "
-                "are shared by the data and stand outside of their plate; Predictive needs "
-                "parallel=False"
-            )
-        weights = weights.squeeze(-3)
+        weights = without_plate(weights, 2)
     if law is None:
         return _affine(x, weights)
     loc, scale = law
     mean, variance = _affine(x, loc), _affine(x.square(), scale.square())
     shape = torch.broadcast_shapes(mean.shape, (*weights.shape[:-2], 1, 1))
     return mean + variance.sqrt() * torch.randn(shape, dtype=x.dtype, device=x.device)
+
+
+def without_plate(weights: Tensor, event_dim: int) -> Tensor:
+    """Drops the dimension of the data's plate, outside of which weights stand.
+
+    Args:
+        weights: ``[*particles, 1, *event]``.
+        event_dim: number of dimensions of the event.
+
+    Returns:
+        ``[*particles, *event]``.
+
+    Raises:
+        ValueError: if that dimension is not of size 1.
+    """
+    if weights.shape[-event_dim - 1] != 1:
+        raise ValueError(
+            f"weights: expected batch shape [..., 1], got {list(weights.shape[:-event_dim])}: they "
+            "are shared by the data and stand outside of their plate; Predictive needs "
+            "parallel=False"
+        )
+    return weights.squeeze(-event_dim - 1)
 
 
 def _affine(x: Tensor, weights: Tensor) -> Tensor:
