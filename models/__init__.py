@@ -31,6 +31,7 @@ from pyrogen.models.likelihoods import (
     Normal,
 )
 from pyrogen.models.markov_chain import MarkovChain
+from pyrogen.models.normal_mixture import NormalMixture
 from pyrogen.models.potentials import (
     Anharmonic,
     DoubleWell,
@@ -78,6 +79,7 @@ __all__ = [
     "MarkovChain",
     "Molecule",
     "Normal",
+    "NormalMixture",
     "PoschlTeller",
     "Potential",
     "Potts",

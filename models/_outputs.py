@@ -49,7 +49,7 @@ class Outputs(PyroModule):
             self.event_shape = (positive_int("out_features", out_features),)
             self.parameter_shape = (*self.event_shape, *each)
         extra = len(self.parameter_shape) - len(self.event_shape)
-        if extra != self.likelihood.parameter_dim:
+        if extra != self.likelihood.parameter_dim or (classify and each):
             raise ValueError(
                 "likelihood: expected one for "
                 f"{'classes' if classify else 'numbers; to classify give num_classes'}, got "
