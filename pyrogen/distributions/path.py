@@ -39,7 +39,7 @@ from torch import Size, Tensor
 from torch.distributions import Distribution, constraints, kl_divergence, register_kl
 
 from pyrogen.distributions._sticking import stuck
-from pyrogen.processes import Process, Steered, simulate
+from pyrogen.processes import LinearProcess, Process, Steered, simulate
 from pyrogen.processes._torchsde import ITO, STRATONOVICH, by_torchsde
 from pyrogen.processes.simulate import check_method, on_grid
 
@@ -197,7 +197,9 @@ class Path(TorchDistribution):
             method, adjoint = self.solver[len(_TORCHSDE) :], self.gradient == "adjoint"
             path = by_torchsde(self.process, start, self.times, self.context, method, adjoint)
         else:
-            noise = torch.randn((*shape, length - 1, size), dtype=start.dtype, device=start.device)
+            # Of one step after the other, so that what a step takes lies together in memory.
+            by_step = (length - 1, *shape, size)
+            noise = torch.randn(by_step, dtype=start.dtype, device=start.device).movedim(0, -2)
             remembered = self.gradient == "checkpointed"
             path = simulate(
                 self.process, start, self.times, noise, self.context, self.solver, remembered
@@ -450,6 +452,11 @@ def _check_process(process: Process, solver: str, gradient: str) -> None:
         raise ValueError(
             f"solver: expected one of torchsde's for Itô's equations, {ITO}, as the diffusion "
             f"depends on the state, got {method!r}"
+        )
+    if gradient == "adjoint" and not (process.networks() or isinstance(process, LinearProcess)):
+        raise ValueError(
+            "gradient 'adjoint': expected a drift (or a control) that is a torch.nn.Module, whose "
+            "parameters are known, got a function; or gradient='direct'"
         )
     if gradient == "checkpointed":
         raise ValueError(

@@ -18,8 +18,9 @@ the objective, and not its value.
 
 References:
     X. Li, T.-K. L. Wong, R. T. Q. Chen, D. Duvenaud, *Scalable gradients for stochastic
-    differential equations*, 2020, arXiv:2001.01328. W. Xu, R. T. Q. Chen, X. Li, D. Duvenaud, *Infinitely deep
-    Bayesian neural networks with stochastic differential equations*, 2022, arXiv:2102.06559.
+    differential equations*, 2020, arXiv:2001.01328. W. Xu, R. T. Q. Chen, X. Li,
+    D. Duvenaud, *Infinitely deep Bayesian neural networks with stochastic differential equations*,
+    2022, arXiv:2102.06559.
     A. Barr, W. Gispen, A. Lamacraft, *Quantum ground states from reinforcement learning*, 2020,
     arXiv:2006.16575.
 """
@@ -35,10 +36,12 @@ import torch
 from pyro.distributions import TorchDistribution
 from pyro.infer import ELBO, RenyiELBO, ReweightedWakeSleep
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import is_validation_enabled
 from torch import Size, Tensor
 from torch.distributions import constraints
 
 from pyrogen.distributions import Path
+from pyrogen.errors import NonFiniteError
 from pyrogen.losses._scoring import Score, visit
 from pyrogen.losses._stateful import Carried, StatefulELBO
 
@@ -150,9 +153,11 @@ class PathELBO(StatefulELBO):
     ) -> Any:
         """Calls a method of the ELBO with the log-ratios in place."""
         carried = dict(self.carried) if carried is None else carried
-        proposals = _Proposals(carried)
+        proposals = _Proposals(carried, self.steps)
         score = partial(self._score, proposals, carried)
-        return super().in_place(method, model, proposals(guide), args, kwargs, score)
+        result = super().in_place(method, model, proposals(guide), args, kwargs, score)
+        proposals.refuse_unscored()
+        return result
 
     def step(
         self,
@@ -179,6 +184,7 @@ class PathELBO(StatefulELBO):
     def _score(
         self, proposals: _Proposals, carried: Carried, name: str, fn: Path, value: Tensor
     ) -> Tensor:
+        proposals.scored.add(name)
         proposed = proposals.found.get(name)
         if proposed is None:
             return self.score_and_carry(carried, name, fn, value)
@@ -206,10 +212,18 @@ class _Proposals(Messenger):
     """Remembers the laws of paths that a guide proposes, and leaves their score to the model's
     site."""
 
-    def __init__(self, carried: Mapping[str, Tensor]) -> None:
+    def __init__(self, carried: Mapping[str, Tensor], steps: int) -> None:
         super().__init__()
-        self._carried = dict(carried)
+        self._carried, self._steps = dict(carried), steps
         self.found: dict[str, Path] = {}
+        self.scored: set[str] = set()
+
+    def refuse_unscored(self) -> None:
+        """Raises ValueError if the score of a law is nowhere."""
+        if left := sorted(self.found.keys() - self.scored):
+            raise ValueError(
+                f"sites {left}: expected a Path in the model too, got one in the guide only"
+            )
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         fn, name = msg["fn"], msg["name"]
@@ -218,6 +232,19 @@ class _Proposals(Messenger):
                 fn = fn.started_at(self._carried[name])
             self.found[name] = fn
             msg["fn"] = _Proposed(fn)
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        if msg["name"] not in self.found or not is_validation_enabled():
+            return
+        lost = ~msg["value"].isfinite().flatten(-2).all(-1)
+        if bool(lost.any()):
+            raise NonFiniteError(
+                f"step {self._steps}: {int(lost.sum())} of {lost.numel()} paths of site "
+                f"{msg['name']!r} are not finite; expected a drift that keeps them together, or "
+                "smaller time steps; lower the learning rate",
+                msg["name"],
+                self._steps,
+            )
 
 
 class _Proposed(TorchDistribution):

@@ -1,4 +1,9 @@
-"""Paths by torchsde: its higher-order methods, diffusions that depend on the state, adjoints."""
+"""Paths by torchsde: its higher-order methods, diffusions that depend on the state, adjoints.
+
+Time is counted in shortest steps of the grid, so that steps are 1, without rounding: torchsde
+interpolates where its steps miss the grid, and its reversible method has an exact adjoint only
+where the steps back are those that were taken.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +22,7 @@ ITO = ("euler", "milstein", "srk")
 STRATONOVICH = ("euler_heun", "heun", "midpoint", "log_ode", "reversible_heun")
 _SPACE_TIME = ("srk",)  # methods that use more of the Brownian motion than its increments
 _LEVY_AREA = ("log_ode",)
+_ROUNDING = 1e-3  # of ticks
 
 
 def by_torchsde(
@@ -33,24 +39,24 @@ def by_torchsde(
     batch, size = x0.shape[:-1], x0.shape[-1]
     flat = [each.expand((*batch, *each.shape[-2:])).flatten(0, len(batch) - 1) for each in context]
     sde = _SDE(process, times, flat if batch else [each.unsqueeze(0) for each in context], method)
-    start = x0.reshape(-1, size)
+    start, ticks = x0.reshape(-1, size), sde.ticks
     area = "space-time" if method in _SPACE_TIME else "none"
     brownian = torchsde.BrownianInterval(
-        times[0],
-        times[-1],
+        ticks[0],
+        ticks[-1],
         size=start.shape,
         dtype=start.dtype,
         device=start.device,
         entropy=int(torch.randint(2**31 - 1, ())),  # NumPy's generator is not asked
         levy_area_approximation="foster" if method in _LEVY_AREA else area,
     )
-    options: dict[str, Any] = {"bm": brownian, "method": method, "dt": float(times.diff().min())}
+    options: dict[str, Any] = {"bm": brownian, "method": method, "dt": 1.0}
     if adjoint:
         options["adjoint_params"] = _trained(sde, flat)
         if method == "reversible_heun":
             options["adjoint_method"] = "adjoint_reversible_heun"
     solve = torchsde.sdeint_adjoint if adjoint else torchsde.sdeint
-    path: Tensor = solve(sde, start, times, **options).movedim(0, -2)
+    path: Tensor = solve(sde, start, ticks, **options).movedim(0, -2)
     return path.reshape((*batch, len(times), size))
 
 
@@ -70,16 +76,24 @@ class _SDE(nn.Module):
         super().__init__()
         self.sde_type = "ito" if method in ITO else "stratonovich"
         self.networks = nn.ModuleList(process.networks())
-        self._process, self._times, self._context = process, times, context
+        self._process, self._context = process, context
+        self._start, self._unit = times[0], times.diff().min()
+        ticks = (times - self._start) / self._unit
+        whole = ticks.round()
+        self.ticks = torch.where((ticks - whole).abs() < _ROUNDING, whole, ticks)
 
-    def f(self, t: Tensor, y: Tensor) -> Tensor:
-        """The drift."""
-        if not self._context:
-            return self._process.drift(y, t)
-        after = torch.searchsorted(self._times, t.detach().reshape(1), right=True)
-        k = min(max(int(after) - 1, 0), len(self._times) - 2)
-        return self._process.drift(y, t, *of_step(self._context, k))
+    def f(self, tick: Tensor, y: Tensor) -> Tensor:
+        """The drift, per tick."""
+        context: list[Tensor] = []
+        if self._context:
+            after = torch.searchsorted(self.ticks, (tick.detach() + _ROUNDING).reshape(1))
+            k = min(max(int(after) - 1, 0), len(self.ticks) - 2)
+            context = of_step(self._context, k)
+        return self._unit * self._process.drift(y, self._time(tick), *context)
 
-    def g(self, t: Tensor, y: Tensor) -> Tensor:
-        """The diffusion."""
-        return self._process.diffusion_at(y, t).expand_as(y)
+    def g(self, tick: Tensor, y: Tensor) -> Tensor:
+        """The diffusion, per square root of a tick."""
+        return self._unit.sqrt() * self._process.diffusion_at(y, self._time(tick)).expand_as(y)
+
+    def _time(self, tick: Tensor) -> Tensor:
+        return self._start + self._unit * tick

@@ -80,8 +80,10 @@ def simulate(
     steps = times.diff()
     one = _stepping(process, times, steps, noise, context, method)
     if checkpointed and torch.is_grad_enabled():
-        return torch.stack(_remembered(one, x0, len(steps)), -2)
-    return torch.stack(_run(one, x0, range(len(steps))), -2)
+        path = _remembered(one, x0, len(steps))
+    else:
+        path = _run(one, x0, range(len(steps)))
+    return torch.stack(path).movedim(0, -2)  # states of one time stay together in memory
 
 
 def check_method(process: Process, method: str) -> None:
