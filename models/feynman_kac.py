@@ -130,24 +130,41 @@ class FeynmanKac(PyroModule):
         """The length of a step."""
         return self.duration / self.num_steps
 
-    def prior(self) -> Path:
-        """The law of Brownian paths, a batch ``[num_walkers]``."""
-        initial = self._points
-        if initial is None:
-            initial = self._law
-        if initial is None:
-            center = self.times.new_zeros(self.num_walkers, self.dim)
-            initial = dist.Normal(center, 1.0).to_event(1)
-        return Path(self.process, initial, self.times)
+    @property
+    def walkers(self) -> Tensor:
+        """Numbers of all walkers: what ``training.fit(model, guide, [model.walkers] * steps, ...)``
+        takes for data, and shares out among processes; its loss is the cost times ``duration``."""
+        return torch.arange(self.num_walkers, device=self.times.device)
 
-    def forward(self) -> Tensor:
-        """Draws paths, and weighs them by the potential along them.
+    def prior(self, walkers: Tensor | None = None) -> Path:
+        """The law of Brownian paths.
+
+        Args:
+            walkers: numbers of those that are wanted, ``[n]``; by default all.
 
         Returns:
-            ``[num_walkers, num_steps + 1, dim]``.
+            a batch ``[n]`` of paths.
         """
-        law = self.prior()
-        with pyro.plate(self.path_plate, self.num_walkers, dim=-1):
+        size = self.num_walkers if walkers is None else len(walkers)
+        if self._points is not None:
+            initial: Any = self._points if walkers is None else self._points[walkers]
+        elif self._law is not None:
+            initial = self._law.expand((size,))
+        else:
+            initial = dist.Normal(self.times.new_zeros(size, self.dim), 1.0).to_event(1)
+        return Path(self.process, initial, self.times)
+
+    def forward(self, walkers: Tensor | None = None) -> Tensor:
+        """Draws paths, and weighs them by the potential along them.
+
+        Args:
+            walkers: as for :meth:`prior`.
+
+        Returns:
+            ``[n, num_steps + 1, dim]``.
+        """
+        law = self.prior(walkers)
+        with pyro.plate(self.path_plate, law.batch_shape[-1], dim=-1):
             path: Tensor = pyro.sample(self.path_site, law)
             before = path[..., :-1, :]
             values = self._checked(self.potential(before), before.shape[:-1])
@@ -163,7 +180,7 @@ class FeynmanKac(PyroModule):
         if self._law is None:
             return torch.zeros(self.dim)
         with torch.random.fork_rng([]):
-            point: Tensor = self._law.sample()[0]
+            point: Tensor = self._law.sample()
         return point
 
     def _checked(self, values: Any, shape: tuple[int, ...]) -> Tensor:
@@ -209,4 +226,8 @@ def _beginning(initial: Any, dim: int, num_walkers: int) -> tuple[Tensor | None,
             f"initial: expected a tensor or a distribution of event [{dim}], got {initial!r}; use "
             ".to_event(1)"
         )
-    return None, initial.expand((num_walkers,))
+    if tuple(initial.batch_shape) != ():
+        raise ValueError(
+            f"initial: expected one law for all walkers, got a batch {list(initial.batch_shape)}"
+        )
+    return None, initial
