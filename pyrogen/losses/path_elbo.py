@@ -132,7 +132,8 @@ class PathELBO(StatefulELBO):
         if self.carried or not self.persistent:
             return
         with torch.no_grad():
-            sites = visit(self.kind, model, guide, args, kwargs)
+            proposals = _Proposals({}, self.steps)
+            sites = visit(self.kind, model, proposals(guide), args, kwargs)
             self.carried = {each.name: each.fn.sample()[..., 0, :].contiguous() for each in sites}
 
     def advance(

@@ -239,13 +239,13 @@ def test_an_oscillator_is_learned():
     assert float(losses[-50:].mean()) == pytest.approx(1 / (2 - 0.05), abs=0.02)
 
 
-@pytest.mark.parametrize("validation", [True, False])
-def test_walkers_that_explode_are_named(validation):
+def test_walkers_that_explode_are_named():
     program, loss = Walkers(-40_000.0, steps=200, walkers=3), PathELBO(persistent=True)
-    with (
-        pyro.validation_enabled(validation),
-        pytest.raises(NonFiniteError, match=r"step 0: .*site '(x|potential)'"),
-    ):
+    with pytest.raises(NonFiniteError, match=r"step 0: 3 of 3 paths of site 'x'"):
+        loss.loss_and_grads(program.model, program.guide)
+    said = pytest.warns(UserWarning, match="Encountered NaN")  # by Pyro
+    named = pytest.raises(NonFiniteError, match=r"step 0: .*site 'x'")
+    with pyro.validation_enabled(False), said, named:
         loss.loss_and_grads(program.model, program.guide)
 
 
