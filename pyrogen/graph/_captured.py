@@ -21,6 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from pyrogen.errors import GraphError
+from pyrogen.graph._broadcast import compute_before_broadcast
 from pyrogen.graph._sources import Attribute, Source, Surroundings, is_constant, lift
 from pyrogen.graph._watch import Watch, explain, refuse_dynamic_shapes
 
@@ -339,6 +340,7 @@ def _compiled(
         return module
     import torch._inductor
 
+    compute_before_broadcast(module)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the compiler uses deprecated code of torch
         warnings.simplefilter("ignore", DeprecationWarning)
