@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import pyro
 import pyro.distributions as dist
@@ -306,3 +308,30 @@ def test_captured_losses_equal_pyros_under_the_same_noise(local):
 def test_refusals(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("copy_of", ["deepcopy", "pickle", "state_dict"])
+@pytest.mark.parametrize("kind", [BayesianNetwork, BayesianRNN])
+def test_copies_have_the_same_loss_and_their_own_parameters(kind, copy_of):
+    model = kind(2, num_classes=3, prior=scale_mixture())
+    guide = NormalWeights(model)
+    shape = (4,) if kind is BayesianNetwork else (4, 5)
+    x, y = torch.randn(*shape, 2), torch.randint(3, shape)
+    Trace_ELBO().loss(model, guide, x, y)  # copied after use, as users do
+    if copy_of == "deepcopy":
+        clone = copy.deepcopy((model, guide))
+    elif copy_of == "pickle":
+        clone = pickle.loads(pickle.dumps((model, guide)))
+    else:
+        other = kind(2, num_classes=3, prior=scale_mixture(0.1, 2.0, 1.0))
+        clone = other, NormalWeights(other)
+        for source, target in zip((model, guide), clone, strict=True):
+            target.load_state_dict(source.state_dict())
+    losses = []
+    for pair in ((model, guide), clone):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(7)
+        losses.append(Trace_ELBO().loss(*pair, x, y))
+    assert losses[0] == losses[1]
+    own = {id(p) for part in (model, guide) for p in part.parameters()}
+    assert not any(id(p) in own for part in clone for p in part.parameters())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import pyro
 import pyro.distributions as dist
@@ -274,3 +276,28 @@ def test_refusals(make, message):
 def test_refuses_what_is_no_process():
     with pytest.raises(TypeError, match="process"):
         SDEBNN(2, 3, prior=dist.Normal(0.0, 1.0))
+
+
+@pytest.mark.parametrize("copy_of", ["deepcopy", "pickle", "state_dict"])
+def test_copies_have_the_same_loss_and_their_own_parameters(copy_of):
+    model = network(num_data=30)
+    guide, (x, y) = trained(model), data()
+    PathELBO().loss(model, guide, x, y)  # copied after use, as users do
+    if copy_of == "deepcopy":
+        clone = copy.deepcopy((model, guide))
+    elif copy_of == "pickle":
+        clone = pickle.loads(pickle.dumps((model, guide)))
+    else:
+        other = network(num_data=30)
+        clone = other, PathDrift(other).double()
+        for source, target in zip((model, guide), clone, strict=True):
+            target.load_state_dict(source.state_dict())
+    losses = []
+    for pair in ((model, guide), clone):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(7)
+        losses.append(PathELBO().loss(*pair, x, y))
+    assert losses[0] == losses[1]
+    own = {id(p) for part in (model, guide) for p in part.parameters()}
+    assert not any(id(p) in own for part in clone for p in part.parameters())
+    assert clone[1].law().initial is clone[0].initial  # the guide's model is the copied one
