@@ -18,6 +18,7 @@ or :class:`pyrogen.guides.PathDrift`, with one drift for all series.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pyro
@@ -115,9 +116,13 @@ class LatentSDE(PyroModule):
         self._beginning = _beginning(initial, latent_dim)
         self._parameter_shape = _probe(decoder, latent_dim, self.likelihood.parameter_dim)
         self.features = self._parameter_shape[0]
-        size = self.prior().event_shape[-1]
-        if size != latent_dim:
-            raise ValueError(f"initial: expected {latent_dim} dimensions, got {size}")
+        # On a copy: a module of Pyro that has run cannot become part of another one.
+        first = copy.deepcopy(self._beginning)()
+        law = Path(process, first, self.times, solver=solver, gradient=gradient)
+        if law.event_shape[-1] != latent_dim:
+            raise ValueError(
+                f"initial: expected {latent_dim} dimensions, got {law.event_shape[-1]}"
+            )
 
     def prior(self, data: Tensor | None = None, *args: Any, **kwargs: Any) -> Path:
         """The law of the path of each series, ``[n]``, or of one, ``[]``.
