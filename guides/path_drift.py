@@ -127,7 +127,7 @@ def _still(size: int) -> TimeMLP:
 class _LearnedNormal(PyroModule):
     def __init__(self, mean: Tensor, std: Tensor) -> None:
         super().__init__()
-        self.mean = PyroParam(mean)
+        self.mean = nn.Parameter(mean)
         self.std = PyroParam(std, constraints.positive)
 
     def forward(self) -> Any:

@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils.checkpoint import checkpoint
 
 from pyrogen.processes.process import Process
@@ -133,7 +134,9 @@ def _stepping(
     method: str,
 ) -> Step:
     """A step as a function of the state and its number."""
-    t, h = times.unbind(), steps.unbind()
+    t = times.unbind()
+    # As numbers, lengths spare an operation a step; a graph that is captured keeps them tensors.
+    h: Any = steps.tolist() if get_proxy_mode() is None else steps.unbind()
     if method == "exact":
         law: Any = process
         of_step_noise = noise.unbind(-2)
@@ -148,22 +151,29 @@ def _stepping(
         scaled = (steps.sqrt().unsqueeze(-1) * noise).unbind(-2)
 
         def dependent(x: Tensor, k: int) -> Tensor:
-            moved = torch.addcmul(x, process.drift(x, t[k], *of_step(context, k)), h[k])
+            moved = _along(x, process.drift(x, t[k], *of_step(context, k)), h[k])
             return torch.addcmul(moved, process.diffusion_at(x, t[k]), scaled[k])
 
         return dependent
     dw = increments(process, times, steps, noise, method).unbind(-2)
 
     def euler(x: Tensor, k: int) -> Tensor:
-        return torch.addcmul(x + dw[k], process.drift(x, t[k], *of_step(context, k)), h[k])
+        return _along(x + dw[k], process.drift(x, t[k], *of_step(context, k)), h[k])
 
     def heun(x: Tensor, k: int) -> Tensor:
         at = of_step(context, k)
         here = process.drift(x, t[k], *at)
-        ahead = process.drift(torch.addcmul(x + dw[k], here, h[k]), t[k + 1], *at)
-        return torch.addcmul(x + dw[k], here + ahead, 0.5 * h[k])
+        ahead = process.drift(_along(x + dw[k], here, h[k]), t[k + 1], *at)
+        return _along(x + dw[k], here + ahead, 0.5 * h[k])
 
     return heun if method == "heun" else euler
+
+
+def _along(x: Tensor, drift: Tensor, h: Any) -> Tensor:
+    """``x + h drift``, in one operation."""
+    if isinstance(h, float):
+        return torch.add(x, drift, alpha=h)
+    return torch.addcmul(x, drift, h)
 
 
 def _run(step: Step, x: Tensor, steps: range) -> list[Tensor]:
