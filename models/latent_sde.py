@@ -117,7 +117,8 @@ class LatentSDE(PyroModule):
         self._parameter_shape = _probe(decoder, latent_dim, self.likelihood.parameter_dim)
         self.features = self._parameter_shape[0]
         # On a copy: a module of Pyro that has run cannot become part of another one.
-        first = copy.deepcopy(self._beginning)()
+        with poutine.block(), pyro.get_param_store().scope():
+            first = copy.deepcopy(self._beginning)()
         law = Path(process, first, self.times, solver=solver, gradient=gradient)
         if law.event_shape[-1] != latent_dim:
             raise ValueError(

@@ -14,6 +14,7 @@ import scipy.stats
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO
+from pyro.nn import PyroModule
 from torch import nn
 
 from pyrogen.checks import check_pair
@@ -261,6 +262,17 @@ def test_plain_elbo_and_path_elbo_are_one_bound():
     ]
     assert_mean_close(losses[0] - losses[1], torch.zeros(()))
     assert_mean_close(losses[0] - losses[2], torch.zeros(()))
+
+
+def test_it_can_be_part_of_another_program():
+    class Outer(PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.inner = small()
+
+    outer = Outer()
+    assert outer.inner(None, num_samples=2).shape == (2, 11, 2)
+    assert {name for name, _ in outer.named_parameters()} >= {"inner._beginning.mean_unconstrained"}
 
 
 def test_copies_and_graphs():
