@@ -14,7 +14,10 @@ from pyrogen.kernels._runner import Runner
 
 __all__ = ["Evaluation"]
 
-_BETWEEN = 0.1  # the time between two looks at the local energy, which changes slowly
+_BETWEEN = 0.02  # the time between two looks at the local energy, which costs many times a step
+# Windows begin where the potential is not among its highest. There the ground state is smallest,
+# and weights, which are in inverse proportion to it, have a mean but no variance.
+_KEPT = 0.75
 
 
 class Evaluation:
@@ -45,22 +48,25 @@ class Evaluation:
         num_blocks: int,
     ) -> dict[str, Tensor]:
         """What walkers at ``x [W, D]`` find, each ``[*, W]``."""
-        dt = self.dynamics.dt
+        dt, known = self.dynamics.dt, self.dynamics.amplitude is not None
         walkers = self._moved(self.dynamics.start(x), round(equilibration / dt))
+        walkers = walkers._replace(log_ratio=torch.zeros_like(walkers.log_ratio))
         length = max(1, round(duration / dt / num_blocks))
-        half = 0 if window is None else max(1, round(0.5 * window / dt))
-        weights = _Weights(self.dynamics, half)
-        walkers = weights.begin(walkers)
+        windows = _Windows(0 if known else _half(window, dt))
+        highest = self.dynamics.potential(walkers.fine).quantile(_KEPT)
+        windows.begin(self.dynamics.potential(walkers.fine) <= highest)
         blocks, local = [], []
         for _ in range(num_blocks):
-            walkers = self._block(walkers, length, weights)
+            walkers = self._block(walkers, length, windows, highest)
             blocks.append(walkers.costs / (length * dt))
-            local.append(local_energy(self.dynamics, walkers.fine, self._now))
+            if not known:
+                local.append(local_energy(self.dynamics, walkers.fine, self._now))
         coarse, fine = torch.stack(blocks, 1)
-        found = {"coarse": coarse, "fine": fine, "local": torch.stack(local), **weights.sums()}
-        if self.dynamics.amplitude is not None:
-            found.update(self._hop(walkers.fine, equilibration, length, num_blocks))
-        return found
+        found = {"coarse": coarse, "fine": fine}
+        if known:
+            hopped = self._hop(walkers.fine, equilibration, length, window, num_blocks)
+            return {**found, **hopped}
+        return {**found, "local": torch.stack(local), **windows.sums()}
 
     @property
     def _now(self) -> Tensor:
@@ -74,12 +80,15 @@ class Evaluation:
         self._refuse_nonfinite(int(walkers.failed))
         return walkers
 
-    def _block(self, walkers: Walkers, length: int, weights: _Weights) -> Walkers:
+    def _block(self, walkers: Walkers, length: int, windows: _Windows, highest: Tensor) -> Walkers:
         """Moves walkers, with a look at the weights wherever a window has its middle or end."""
         walkers = walkers._replace(costs=torch.zeros_like(walkers.costs))
         while length > 0:
-            count = min(length, weights.ahead)
-            walkers = weights.seen(self._moved(walkers, count), count)
+            count = min(length, windows.ahead)
+            walkers = self._moved(walkers, count)
+            if windows.closed_by(-walkers.log_ratio, count):
+                walkers = walkers._replace(log_ratio=torch.zeros_like(walkers.log_ratio))
+                windows.begin(self.dynamics.potential(walkers.fine) <= highest)
             length -= count
         return walkers
 
@@ -98,29 +107,45 @@ class Evaluation:
     # With the test of Metropolis.
 
     def _hop(
-        self, x: Tensor, equilibration: float, length: int, num_blocks: int
+        self,
+        x: Tensor,
+        equilibration: float,
+        length: int,
+        window: float | None,
+        num_blocks: int,
     ) -> dict[str, Tensor]:
         dynamics, run = self.dynamics, self._run
         walkers: Hopping = run.plain(dynamics.stand, x, self._now)
         walkers = self._hopped(walkers, round(equilibration / dynamics.dt))
+        pace = walkers.pace
         walkers = walkers._replace(accepted=torch.zeros_like(walkers.accepted))
         between = max(1, round(_BETWEEN / dynamics.dt))
-        looks = max(1, length // between)
-        blocks, squares = [], torch.zeros_like(walkers.log_amplitude, dtype=torch.float64)
+        apart, looks = between * dynamics.dt, max(1, length // between)
+        windows = _Windows(_half(window, apart))
+        energy = run.plain(dynamics.local_energy, walkers)
+        everyone = torch.ones_like(energy, dtype=torch.bool)
+        windows.begin(everyone)
+        blocks, squares, spent = [], torch.zeros_like(energy), torch.zeros_like(energy)
         for _ in range(num_blocks):
-            total = torch.zeros_like(squares)
+            total = torch.zeros_like(energy)
             for _ in range(looks):
+                before = energy
                 walkers = self._hopped(walkers, between)
                 energy = run.plain(dynamics.local_energy, walkers)
                 total, squares = total + energy, squares + energy.square()
+                spent = spent + 0.5 * apart * pace * (before + energy)
+                if windows.closed_by(-spent, 1):
+                    spent = torch.zeros_like(spent)
+                    windows.begin(everyone)
             if not bool(total.isfinite().all()):
                 self._refuse_nonfinite(self._steps, "the local energy of a walker")
             blocks.append(total / looks)
-        hops = num_blocks * looks * between
         return {
             "variational": torch.stack(blocks),
             "square": squares / (num_blocks * looks),
-            "accepted": walkers.accepted / hops,
+            "accepted": walkers.accepted / (num_blocks * looks * between),
+            "pace": pace.expand_as(energy),
+            **windows.sums(),
         }
 
     def _hopped(self, walkers: Hopping, count: int) -> Hopping:
@@ -130,52 +155,50 @@ class Evaluation:
         return walkers
 
 
-class _Weights:
+def _half(window: float | None, dt: float) -> int:
+    return 0 if window is None else max(1, round(0.5 * window / dt))
+
+
+class _Windows:
     """Sums, over the windows of each walker, of the weights at their middle and at their end.
 
     Args:
-        dynamics: the walkers' steps.
         half: steps of half a window; 0 for no windows.
     """
 
-    def __init__(self, dynamics: Dynamics, half: int) -> None:
-        self._dynamics, self._half = dynamics, half
+    def __init__(self, half: int) -> None:
+        self._half = half
         self.ahead = half or sys.maxsize  # steps to the next middle or end
         self._middle: Tensor | None = None  # of the window that is not at its end yet
         self._sums: list[Tensor] = []
-        self._count = 0
+        self._counts: list[Tensor] = []
 
-    def begin(self, walkers: Walkers) -> Walkers:
-        """Walkers at the beginning of a window."""
-        self._beginning = self._log_amplitude(walkers)
-        return walkers._replace(log_ratio=torch.zeros_like(walkers.log_ratio))
+    def begin(self, counted: Tensor) -> None:
+        """Begins a window, of the walkers ``[W]`` that are to be counted."""
+        self._counted = counted
 
-    def seen(self, walkers: Walkers, count: int) -> Walkers:
-        """Notes the weights where due, after so many steps; a window's end is the next's begin."""
+    def closed_by(self, log_weight: Tensor, count: int) -> bool:
+        """Notes the logarithms ``[W]`` of the weights since the window began, if this is its middle
+        or end; whether it is the end, after which another is to begin."""
         self.ahead -= count
         if self.ahead > 0:
-            return walkers
+            return False
         self.ahead = self._half
-        log_weight = self._log_amplitude(walkers) - self._beginning - walkers.log_ratio
         if self._middle is None:
             self._middle = log_weight
-            return walkers
-        new = [self._middle, log_weight, 2 * log_weight]
-        pairs = zip(self._sums, new, strict=True)
-        self._sums = [a.logaddexp(b) for a, b in pairs] if self._sums else new
+            return False
+        weights = torch.stack([self._middle, log_weight, 2 * log_weight])
+        self._sums.append(torch.where(self._counted, weights, -torch.inf))
+        self._counts.append(self._counted.to(log_weight))
+        self._sums = [torch.stack(self._sums).logsumexp(0)]
+        self._counts = [torch.stack(self._counts).sum(0)]
         self._middle = None
-        self._count += 1
-        return self.begin(walkers)
+        return True
 
     def sums(self) -> dict[str, Tensor]:
         """Logarithms of the sums, each ``[W]``, and the number of windows."""
         if not self._sums:
             return {}
-        names = ("log_middle", "log_end", "log_square")
-        found = dict(zip(names, self._sums, strict=True))
-        return {**found, "windows": torch.full_like(self._sums[0], self._count)}
-
-    def _log_amplitude(self, walkers: Walkers) -> Tensor:
-        if self._dynamics.amplitude is None or self._half == 0:
-            return torch.zeros_like(walkers.log_ratio)
-        return self._dynamics.log_amplitude(walkers.fine).double()
+        middle, end, square = self._sums[0]
+        counts = {"windows": self._counts[0]}
+        return {"log_middle": middle, "log_end": end, "log_square": square, **counts}

@@ -62,12 +62,20 @@ class Hopping(NamedTuple):
         log_amplitude: ``[W]``.
         drift: ``[W, D]``.
         accepted: ``[W]``, the sum of the probabilities of acceptance.
+        spread: ``[2, W]``, the sum of the squares of the noise, of accepted steps and of all.
     """
 
     x: Tensor
     log_amplitude: Tensor
     drift: Tensor
     accepted: Tensor
+    spread: Tensor
+
+    @property
+    def pace(self) -> Tensor:
+        """The share of the diffusion that is accepted: of the time that a step stands for."""
+        accepted, proposed = self.spread.sum(-1)
+        return torch.where(proposed > 0, accepted / proposed, 1.0)
 
 
 class Dynamics:
@@ -128,7 +136,8 @@ class Dynamics:
 
     def stand(self, x: Tensor, t: Tensor) -> Hopping:
         """Walkers before their first hop."""
-        return Hopping(x, self.log_amplitude(x), self.drift(x, t), x.new_zeros(len(x)))
+        nothing = x.new_zeros(2, len(x), dtype=torch.float64)
+        return Hopping(x, self.log_amplitude(x), self.drift(x, t), nothing[0], nothing)
 
     def hop(self, walkers: Hopping, t: Tensor) -> Hopping:
         """A step of ``h``, accepted so that the law is ``phi^2``."""
@@ -137,8 +146,9 @@ class Dynamics:
         x = walkers.x + self.dt * walkers.drift + spread * noise
         log_amplitude, drift = self.log_amplitude(x), self.drift(x, t)
         back = (walkers.x - x - self.dt * drift) / spread
+        length = noise.square().sum(-1)
         change = 2 * (walkers.log_amplitude - log_amplitude)
-        change = change + 0.5 * (back.square() - noise.square()).sum(-1)
+        change = change + 0.5 * (back.square().sum(-1) - length)
         accepted, accept_prob, _ = decide(change, x, drift)
         row = accepted.unsqueeze(-1)
         return Hopping(
@@ -146,6 +156,7 @@ class Dynamics:
             torch.where(accepted, log_amplitude, walkers.log_amplitude),
             torch.where(row, drift, walkers.drift),
             walkers.accepted + accept_prob,
+            walkers.spread + torch.stack([accept_prob * length, length]),
         )
 
     def local_energy(self, walkers: Hopping) -> Tensor:
