@@ -252,7 +252,7 @@ def test_what_is_not_finite_is_named():
     with torch.no_grad():
         model.initial[0] = math.nan
     off = pyro.validation_enabled(False)  # as inside of a graph
-    with off, pytest.raises(NonFiniteError, match="step 0.* at site 'w'"):
+    with off, pytest.raises(NonFiniteError, match=r"step 0.* at site 'w'"):
         PathELBO().loss_and_grads(model, PathDrift(model).double(), *data())
 
 
