@@ -19,11 +19,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from pyro.infer import ELBO
+from pyro.infer import ELBO, ReweightedWakeSleep
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from pyrogen.losses import Compiled
 from pyrogen.modes import local_parameters, training_mode
 from pyrogen.training._batches import Shard, make_batches
 from pyrogen.training._checkpoint import CheckpointDirectory
@@ -193,8 +194,27 @@ def _check_arguments(
             raise TypeError(f"{name}: expected a PyroModule, got {program!r}")
     if not isinstance(loss, ELBO):
         raise TypeError(f"loss: expected a pyro.infer.ELBO such as Trace_ELBO(), got {loss!r}")
+    _refuse_without_gradient(loss)
     if patience is not None and validation_data is None:
         raise ValueError("patience: expected validation_data= to judge by, got none")
+
+
+def _refuse_without_gradient(loss: Any) -> None:
+    """Some of Pyro's objectives are for ``SVI`` alone: they have no loss with a gradient."""
+    estimate = loss
+    while isinstance(getattr(estimate, "elbo", None), ELBO):
+        estimate = estimate.elbo
+    name = type(estimate).__name__
+    if isinstance(estimate, ReweightedWakeSleep):
+        raise ValueError(
+            f"loss: expected one number to minimise, got {name}, which has two, of model and "
+            "guide; train by pyro.infer.SVI"
+        )
+    if not isinstance(loss, Compiled) and not hasattr(estimate, "differentiable_loss"):
+        raise ValueError(
+            f"loss: expected a loss with a gradient, got {name}, which gives it to SVI alone; "
+            "wrap the loss in losses.Compiled, or train by pyro.infer.SVI"
+        )
 
 
 def _run(

@@ -8,12 +8,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import Trace_ELBO
+from pyro.infer import RenyiELBO, ReweightedWakeSleep, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pyrogen.errors import NonFiniteError
-from pyrogen.losses import Compiled
+from pyrogen.kernels import Langevin
+from pyrogen.losses import Compiled, ContrastiveDivergence
 from pyrogen.training import fit
 from tests.training.programs import GlobalModel, PointGuide, data, local_pair, sgd
 
@@ -47,6 +48,30 @@ QUIET = {"loss": Trace_ELBO(), "progress": False, "max_epochs": 3}
 def test_options_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         fit(*local_pair(), data(), **{**QUIET, **options})
+
+
+def contrast(elbo):
+    return ContrastiveDivergence(Langevin(), elbo=elbo)
+
+
+@pytest.mark.parametrize("wrap", [lambda elbo: elbo, Compiled, contrast], ids=["", "C", "CD"])
+def test_two_losses_are_none(wrap):
+    loss = wrap(ReweightedWakeSleep(num_particles=2))
+    with pytest.raises(ValueError, match="one number to minimise, got ReweightedWakeSleep"):
+        fit(*local_pair(), data(), **{**QUIET, "loss": loss})
+
+
+@pytest.mark.parametrize("wrap", [lambda elbo: elbo, contrast], ids=["", "CD"])
+def test_a_loss_without_a_gradient(wrap):
+    loss = wrap(RenyiELBO(num_particles=2))
+    with pytest.raises(ValueError, match=r"got RenyiELBO.*wrap the loss in losses.Compiled"):
+        fit(*local_pair(), data(), **{**QUIET, "loss": loss})
+
+
+def test_compiled_it_has_one():
+    loss = Compiled(RenyiELBO(num_particles=2), compile=False)
+    result = fit(*local_pair(), data(), **{**QUIET, "loss": loss, "max_epochs": 1})
+    assert result.num_epochs == 1
 
 
 @pytest.mark.parametrize(
