@@ -77,6 +77,10 @@ class Kernel(MCMCKernel):
     can_diverge: ClassVar[bool] = True
     """Whether a step may end where a number is not finite."""
 
+    takes_gradient_ahead: ClassVar[bool] = False
+    """Whether the gradient where a step ends serves the next step alone, so that the last of some
+    steps can do without."""
+
     is_independent: ClassVar[bool] = False
     """Whether a draw does not depend on the one before, so that there is nothing to warm up."""
 

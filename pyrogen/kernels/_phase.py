@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyrogen.distributions import EnergyBased
 from pyrogen.kernels._kernel import Kernel
-from pyrogen.kernels._potential import Potential
+from pyrogen.kernels._potential import Potential, WithoutGradient
 from pyrogen.kernels._target import Target
 
 __all__ = ["Direct", "Phase", "initial_position", "moved", "points"]
@@ -33,6 +33,9 @@ def initial_position(target: Target, fn: EnergyBased, num_chains: int) -> Tensor
 def moved(kernel: Kernel, target: Target, position: Tensor, num_steps: int) -> Phase:
     """``num_steps`` transitions of every chain.
 
+    A gradient for a step that is not taken is not computed; whether it would be finite is then not
+    asked either.
+
     Args:
         kernel: how they move; its own target, if it has one, is not looked at.
         target: what they sample.
@@ -44,6 +47,8 @@ def moved(kernel: Kernel, target: Target, position: Tensor, num_steps: int) -> P
     diverged = ~state.position.isfinite().all(-1)
     run: Any = Direct(potential)
     for iteration in range(num_steps):
+        if kernel.takes_gradient_ahead and iteration == num_steps - 1:
+            run = Direct(WithoutGradient(potential))
         state, info = kernel.transition(run, state, tuning, iteration)
         diverged = diverged | info.diverging
     return Phase(state.position, diverged)

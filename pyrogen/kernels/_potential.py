@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyrogen.kernels._vectorize import vectorized
 
-__all__ = ["Batched", "PerChain", "Potential"]
+__all__ = ["Batched", "PerChain", "Potential", "WithoutGradient"]
 
 
 class Potential(ABC):
@@ -71,6 +71,19 @@ class PerChain(Potential):
         if self._vectorized:
             return vectorized(energy, position)
         return torch.stack([energy(chain) for chain in position])
+
+
+class WithoutGradient(Potential):
+    """A potential whose gradient nobody will use: zeros stand for it."""
+
+    def __init__(self, potential: Potential) -> None:
+        self._potential = potential
+
+    def value(self, position: Tensor) -> Tensor:
+        return self._potential.value(position)
+
+    def value_and_grad(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        return self.value(position), torch.zeros_like(position)
 
 
 def _checked(energy: Any) -> Tensor:

@@ -64,6 +64,8 @@ class Langevin(Kernel):
         True
     """
 
+    takes_gradient_ahead = True
+
     def __init__(
         self,
         model: Callable[..., Any] | None = None,

@@ -113,6 +113,7 @@ class SGLD(Kernel):
     """
 
     needs_exact_potential = False
+    takes_gradient_ahead = True
     unrecorded = ("squared_gradient",)
 
     def __init__(
