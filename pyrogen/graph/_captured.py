@@ -22,6 +22,8 @@ from torch.utils import _pytree as pytree
 
 from pyrogen.errors import GraphError
 from pyrogen.graph._broadcast import compute_before_broadcast
+from pyrogen.graph._nests import filled, places_of, taken_apart
+from pyrogen.graph._rewrite import rewritten
 from pyrogen.graph._sources import Attribute, Source, Surroundings, is_constant, lift
 from pyrogen.graph._watch import Watch, explain, refuse_dynamic_shapes
 
@@ -43,7 +45,8 @@ class Graph:
         attributes: what else it may read there, as it stood when the graph was captured.
         targets: for each gradient among the outputs, the index into ``(*captured, *inputs)`` of the
             tensor it belongs to.
-        structure: how the outputs before the gradients are nested.
+        outputs: how the outputs before the gradients are nested: the number of each in its place.
+        num_outputs: how many these are.
     """
 
     module: torch.fx.GraphModule
@@ -51,7 +54,8 @@ class Graph:
     captured: tuple[Source, ...]
     attributes: tuple[Attribute, ...]
     targets: tuple[int, ...]
-    structure: pytree.TreeSpec
+    outputs: Any
+    num_outputs: int
 
     def __call__(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         """Runs the graph on ``(*captured, *inputs)``."""
@@ -117,8 +121,7 @@ class Captured:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The outputs of the function, nested as it nests them, without gradients."""
         graph, tensors = self._lookup(False, args, kwargs)
-        outputs = graph(tensors)
-        return pytree.tree_unflatten(list(outputs), graph.structure)
+        return filled(graph.outputs, graph(tensors))
 
     def value_and_grad(
         self, *args: Any, **kwargs: Any
@@ -131,15 +134,15 @@ class Captured:
         """
         graph, tensors = self._lookup(True, args, kwargs)
         outputs = graph(tensors)
-        count = graph.structure.num_leaves
-        value = pytree.tree_unflatten(list(outputs[:count]), graph.structure)
-        return value, [tensors[i] for i in graph.targets], _distinct(outputs[count:])
+        gradients = _distinct(outputs[graph.num_outputs :])
+        return filled(graph.outputs, outputs), [tensors[i] for i in graph.targets], gradients
 
     def _lookup(
         self, differentiate: bool, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Graph, list[Tensor]]:
         """The graph for these arguments, and the tensors to run it on."""
-        leaves, structure = pytree.tree_flatten((args, kwargs))
+        leaves: list[Any] = []
+        structure = taken_apart((args, kwargs), leaves)
         inputs = [leaf.contiguous() for leaf in leaves if isinstance(leaf, Tensor)]
         key = (differentiate, structure, *_torch_modes(), *map(_signature, leaves))
         known = self._graphs.get(key, ())
@@ -245,7 +248,8 @@ def _graph(recording: _Recording, surroundings: Surroundings, compile: bool) -> 
         captured=surroundings.sources(captured),
         attributes=attributes,
         targets=tuple(places[id(target)] for target in recording.targets),
-        structure=recording.structure,
+        outputs=places_of(recording.structure),
+        num_outputs=recording.structure.num_leaves,
     )
 
 
@@ -347,7 +351,7 @@ def _compiled(
         # A graph whose operations change places would draw its numbers in another order.
         options = {"fallback_random": True, "reorder_for_peak_memory": False}
         run: Callable[..., Sequence[Tensor]] = torch._inductor.compile(
-            module, list(example), options=options
+            rewritten(module, example), list(example), options=options
         )
     return run
 

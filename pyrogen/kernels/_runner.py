@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from pyrogen.errors import GraphError
 from pyrogen.graph import Captured, Graph
+from pyrogen.graph._nests import filled
 from pyrogen.kernels._target import Target
 from pyrogen.kernels._vectorize import other_words
 
@@ -128,14 +129,12 @@ class _Call:
     def __init__(self, graph: Graph, arguments: Sequence[Tensor]) -> None:
         self._graph = graph
         self._arguments = [argument.contiguous() for argument in arguments]
-        places = list(range(graph.structure.num_leaves))
-        self._nest = pytree.tree_unflatten(places, graph.structure)
 
     def __call__(self, leaves: Sequence[Tensor]) -> Any:
         """The outputs, nested as the function nests them."""
         captured = [source.reads[0]() for source in self._graph.captured]
         inputs = [leaf.contiguous() for leaf in leaves]
-        return _filled(self._nest, self._graph([*captured, *self._arguments, *inputs]))
+        return filled(self._graph.outputs, self._graph([*captured, *self._arguments, *inputs]))
 
 
 def _with_potential(function: Callable[..., Any], target: Target) -> Callable[..., Any]:
@@ -157,14 +156,6 @@ def _split(nest: Any, tensors: list[Tensor]) -> Iterator[Any]:
             yield from _split(item, tensors)
         else:
             yield item
-
-
-def _filled(nest: Any, outputs: Sequence[Tensor]) -> Any:
-    """The nest of places with the output of each place."""
-    if isinstance(nest, int):
-        return outputs[nest]
-    parts = [_filled(part, outputs) for part in nest]
-    return type(nest)(*parts) if hasattr(nest, "_fields") else type(nest)(parts)
 
 
 def _inductor_options() -> Any:

@@ -1,0 +1,102 @@
+r"""Operations of a graph replaced by equal ones that cost less, before it is compiled for a CPU.
+
+The gradient of an energy in its argument, of which samplers take many, has twice the matrix
+products of the energy and twice its activations. Two things are made cheaper:
+
+* **SiLU and its derivative** are functions of one :math:`\sigma(x)`, which the compiler would
+  compute twice, exponentials and all: :math:`x \sigma`, and :math:`\sigma (1 + x (1 - \sigma))`.
+* **Products with few columns or few terms**, as of points in the plane. Libraries of matrix
+  products are made for large ones. Written as sums of a few numbers each, these become loops that
+  the compiler joins with the activation before or after.
+
+What comes out differs by rounding alone, and random numbers are drawn in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+__all__ = ["rewritten"]
+
+_FEW = 4  # terms or columns that count as few
+_MANY_ROWS = 16  # below which a product is too small to matter
+
+aten = torch.ops.aten
+
+
+def rewritten(module: torch.fx.GraphModule, example: Sequence[Tensor]) -> torch.fx.GraphModule:
+    """The same function, recorded anew with the replacements.
+
+    Args:
+        module: a graph, ``(*tensors) -> outputs``.
+        example: tensors to run it on, of the right shapes.
+    """
+    targets = {node.target for node in module.graph.nodes}
+    table = {target: cheap for target, cheap in _replacements().items() if target in targets}
+    if not table or any(x.device.type != "cpu" for x in example):
+        return module
+    copies = [x.clone() for x in example]  # what the graph writes to is not to be written to twice
+    with torch.no_grad():
+        return make_fx(module, decomposition_table=table, tracing_mode="real")(*copies)
+
+
+def _replacements() -> dict[Any, Callable[..., Any]]:
+    return {
+        **_silu(),
+        aten.mm.default: _product,
+        aten.addmm.default: _sum_and_product,
+    }
+
+
+def _silu() -> dict[Any, Callable[..., Any]]:
+    """SiLU and its derivative, which share what they are made of."""
+    known: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    def sigmoid(x: Tensor) -> Tensor:
+        key = id(x), x._version
+        if key not in known:
+            known[key] = x, torch.sigmoid(x)  # with x itself, so that its id stays its own
+        return known[key][1]
+
+    def silu(x: Tensor) -> Any:
+        return x * sigmoid(x) if _is_full(x) else NotImplemented
+
+    def silu_backward(gradient: Tensor, x: Tensor) -> Any:
+        if not _is_full(x):
+            return NotImplemented
+        share = sigmoid(x)
+        return gradient * (share * (1 + x * (1 - share)))
+
+    return {aten.silu.default: silu, aten.silu_backward.default: silu_backward}
+
+
+def _product(a: Tensor, b: Tensor) -> Any:
+    """``a [rows, terms]`` times ``b [terms, columns]``, if terms or columns are few."""
+    rows, terms = a.shape
+    columns = b.shape[1]
+    if rows < _MANY_ROWS or not _is_full(a):
+        return NotImplemented
+    if 0 < terms <= _FEW:
+        return sum(a[:, i : i + 1] * b[i : i + 1] for i in range(terms))
+    if 0 < columns <= _FEW:
+        return torch.stack([(a * b[:, i]).sum(1) for i in range(columns)], dim=1)
+    return NotImplemented
+
+
+def _sum_and_product(
+    bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1
+) -> Any:
+    if (beta, alpha) != (1, 1):
+        return NotImplemented
+    product = _product(a, b)
+    return product if product is NotImplemented else bias + product
+
+
+def _is_full(x: Tensor) -> bool:
+    """Whether numbers are as precise as what is computed with them (and tell when they change)."""
+    return x.dtype in (torch.float32, torch.float64) and not x.is_inference()
