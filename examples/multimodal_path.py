@@ -175,7 +175,7 @@ def picture(exact: Exact, times: Tensor, z: Tensor, log_weight: Tensor) -> Any:
         end.tolist(), weights=weights, histtype="step", color=COLOURS[1], label="weighted", **shared
     )
     right.plot(exact.posterior_end, exact.z, color=COLOURS[1], ls="--", label="posterior, exact")
-    right.set(xlabel="density", title="the end", xlim=(0, None))
+    right.set(xlabel="density", title="the end", xlim=(0, 0.2))
     right.legend(fontsize=7, frameon=False, loc="center right")
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
