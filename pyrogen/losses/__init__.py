@@ -9,6 +9,8 @@ from pyrogen.losses.contrastive_divergence import ContrastiveDivergence
 from pyrogen.losses.denoising_score_matching import DenoisingScoreMatching, SimpleDiffusion
 from pyrogen.losses.diffusion_elbo import DiffusionELBO
 from pyrogen.losses.flow_matching import FlowMatching
+from pyrogen.losses.local_energy import LocalEnergy
+from pyrogen.losses.log_variance import LogVariance
 from pyrogen.losses.noise_contrastive import NoiseContrastive
 from pyrogen.losses.path_elbo import PathELBO
 from pyrogen.losses.pseudo_likelihood import PseudoLikelihood
@@ -21,6 +23,8 @@ __all__ = [
     "DenoisingScoreMatching",
     "DiffusionELBO",
     "FlowMatching",
+    "LocalEnergy",
+    "LogVariance",
     "NoiseContrastive",
     "PathELBO",
     "PseudoLikelihood",

@@ -19,6 +19,8 @@ from pyrogen.nn.one_hot import OneHot
 from pyrogen.nn.preconditioned import Preconditioned
 from pyrogen.nn.time_mlp import TimeMLP
 from pyrogen.nn.unet import UNet
+from pyrogen.nn.wave_function import WaveDerivatives, WaveFunction
+from pyrogen.nn.wave_terms import Envelope, Orbitals, PairCusp, SymmetricNetwork, WaveTerm
 
 __all__ = [
     "EGNN",
@@ -27,14 +29,21 @@ __all__ = [
     "ConvDecoder",
     "ConvEncoder",
     "DistanceScore",
+    "Envelope",
     "FourierEmbedding",
     "GaussianStep",
     "ModulatedMLP",
     "OneHot",
+    "Orbitals",
+    "PairCusp",
     "Preconditioned",
     "SinusoidalEmbedding",
+    "SymmetricNetwork",
     "TimeMLP",
     "UNet",
+    "WaveDerivatives",
+    "WaveFunction",
+    "WaveTerm",
     "affine",
     "localized",
 ]
