@@ -87,16 +87,17 @@ class PathEncoder(PyroModule):
         self._model = (model,)  # in a tuple, since the parameters of a module would be the guide's
         prior = model.prior()
         size = prior.event_shape[-1]
-        self.encoder: Any = BackwardGRU(model.features, hidden[0]) if encoder is None else encoder
+        given: Any = BackwardGRU(model.features, hidden[0]) if encoder is None else encoder
+        self.encoder = given
         if control is not None and not callable(control):
             raise TypeError(
                 f"control: expected a function of (z, t, context), got {type(control).__name__}"
             )
-        network = _still(size, self.encoder.context_dim, hidden) if control is None else control
+        network = _still(size, given.context_dim, hidden) if control is None else control
         self.control = _Ahead(network, model.times if control is None else None)
         self.beginning = None
         if not isinstance(prior.initial, Tensor):
-            self.beginning = nn.Linear(self.encoder.summary_dim, 2 * size)
+            self.beginning = nn.Linear(given.summary_dim, 2 * size)
             nn.init.zeros_(self.beginning.weight)
             nn.init.zeros_(self.beginning.bias)
 
@@ -156,6 +157,7 @@ class _Ahead(nn.Module):
     """A control that is zero where nothing is ahead, in a unit of time of its own."""
 
     begin: Tensor | None
+    span: Tensor | None
 
     def __init__(self, network: Callable[..., Tensor], grid: Tensor | None) -> None:
         super().__init__()
@@ -164,7 +166,7 @@ class _Ahead(nn.Module):
         self.register_buffer("span", None if grid is None else grid[-1] - grid[0])
 
     def forward(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        if self.begin is not None:
+        if self.begin is not None and self.span is not None:
             t = (t - self.begin) / self.span
         return self.network(z, t, context) * context[..., -1:]
 

@@ -230,6 +230,9 @@ class LatentSDE(PyroModule):
 class LearnedNormal(PyroModule):
     """A normal distribution of a vector, standard at first."""
 
+    mean: Any
+    std: Any
+
     def __init__(self, size: int) -> None:
         super().__init__()
         self.mean = PyroParam(torch.zeros(size))
