@@ -253,16 +253,21 @@ def _law(model: Any, guide: Any) -> tuple[Path, Any]:
             f"{type(model).__name__} without {lacking}"
         )
     _scale(model)
-    trace = poutine.trace(guide).get_trace()
-    site = trace.nodes.get(model.path_site)
-    if site is None or not isinstance(site["fn"], Path):
-        raise ValueError(
-            f"guide: expected a law of paths at site {model.path_site!r}, such as "
-            f"guides.PathDrift(model), got sites {list(trace.nodes)}"
-        )
+    law = guide.law() if hasattr(guide, "law") else _site(guide, model.path_site)
     drift = getattr(guide, "drift", None)
     known = all(hasattr(drift, name) for name in ("log_amplitude", "local_kinetic"))
-    return site["fn"], drift if known else None
+    return law, drift if known else None
+
+
+def _site(guide: Any, name: str) -> Path:
+    nodes: Any = poutine.trace(guide).get_trace().nodes
+    law = nodes[name]["fn"] if name in nodes else None
+    if not isinstance(law, Path):
+        raise ValueError(
+            f"guide: expected a law of paths at site {name!r}, such as guides.PathDrift(model), "
+            f"got sites {list(nodes)}"
+        )
+    return law
 
 
 def _scale(model: Any) -> float:
