@@ -129,16 +129,21 @@ def resident(name: str) -> float:
     return float(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
 
 
-def memory(counts: list[int]) -> None:
-    """Prints the memory of each way, for each number of steps."""
+def memory(counts: list[int], runs: int) -> None:
+    """Prints the memory of each way, for each number of steps, the median of some runs."""
     print(f"\n{'MiB':16s}" + "".join(f"{count:>10d}" for count in counts) + "   steps")
     for way in WAYS:
         found = []
         for count in counts:
             command = [sys.executable, __file__, "--grown", way, "--steps", str(count)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
-            found.append(float(done.stdout))
+            found.append(median(float(run_apart(command)) for _ in range(runs)))
         print(f"{way:16s}" + "".join(f"{value:10.1f}" for value in found), flush=True)
+
+
+def run_apart(command: list[str]) -> str:
+    """What a process of its own prints."""
+    done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+    return done.stdout
 
 
 def main() -> None:
@@ -168,7 +173,10 @@ def main() -> None:
         print(f"{name:10s} {median(times[name]):10.2f} ms")
     print(f"PyroGen / plain loop {ratio(near['PyroGen'], near['plain']):8.3f}   (target 1.0)")
     print(f"torchsde / PyroGen   {ratio(far['torchsde'], far['PyroGen']):8.1f}   (target 30)")
-    memory([50, 100] if options.smoke else [100, 400, 800])
+    if options.smoke:
+        memory([50], 1)
+    else:
+        memory([100, 400, 800], 5)
 
 
 if __name__ == "__main__":

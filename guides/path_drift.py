@@ -125,10 +125,12 @@ def _still(size: int) -> TimeMLP:
 
 
 class _LearnedNormal(PyroModule):
+    std: Tensor
+
     def __init__(self, mean: Tensor, std: Tensor) -> None:
         super().__init__()
         self.mean = nn.Parameter(mean)
-        self.std = PyroParam(std, constraints.positive)
+        self.std = PyroParam(std, constraints.positive)  # type: ignore[assignment]
 
     def forward(self) -> Any:
         return dist.Normal(self.mean, self.std).to_event(1)

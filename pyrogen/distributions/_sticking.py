@@ -33,4 +33,4 @@ def stuck(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     with torch.no_grad():
         slope, value = torch.func.grad(total, has_aux=True)(fixed)
     path: Tensor = slope * (x - fixed)
-    return value + path.flatten(value.dim()).sum(-1) if path.dim() > value.dim() else value + path
+    return value + path.flatten(value.dim()).sum(-1)  # type: ignore[no-any-return]

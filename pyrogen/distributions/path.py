@@ -331,7 +331,7 @@ class Path(TorchDistribution):
 
     def _initial_log_prob(self, start: Tensor) -> Tensor:
         if not isinstance(self.initial, Tensor):
-            return self.initial.log_prob(start)  # type: ignore[no-any-return]
+            return self.initial.log_prob(start)
         if self._validate_args and not torch.allclose(start, self.initial.expand_as(start)):
             raise ValueError("value: expected a path that starts at the initial state")
         return start.new_zeros(())
@@ -344,14 +344,14 @@ class Path(TorchDistribution):
             self._check_point(theirs)
             return start.new_zeros(())
         if isinstance(mine, Tensor):  # a point that is learned: the most probable beginning
-            return -theirs.log_prob(start)  # type: ignore[no-any-return]
+            return -theirs.log_prob(start)
         if not exact:
             try:
                 return kl_divergence(mine, theirs)
             except NotImplementedError:
                 pass
         density = stuck(mine.log_prob, start) if sticking else mine.log_prob(start)
-        return density - theirs.log_prob(start)  # type: ignore[no-any-return]
+        return density - theirs.log_prob(start)
 
     def _check_point(self, theirs: Tensor) -> None:
         if not isinstance(self.initial, Tensor):
@@ -389,7 +389,8 @@ class Path(TorchDistribution):
             before = path[..., :-1, :].detach()
             t = on_grid(mine[:-1], before)
             g, expected = (p.diffusion_at(before, t) for p in (self.process, other.process))
-            if not torch.allclose(*torch.broadcast_tensors(g, expected), rtol=1e-4):
+            g, expected = torch.broadcast_tensors(g, expected)
+            if not torch.allclose(g, expected, rtol=1e-4):
                 raise ValueError(
                     "diffusion: expected the same in both laws of paths, got others: the paths of "
                     "one are none of the other's, and their divergence would be infinite. Build "
@@ -410,7 +411,7 @@ class _Controls(NamedTuple):
     g: Tensor
 
 
-@register_kl(Path, Path)
+@register_kl(Path, Path)  # type: ignore[untyped-decorator]
 def _kl_path_path(q: Path, p: Path) -> Tensor:
     r"""``sum_k 1/2 |u_k|^2 h_k`` along the path that was drawn from ``q`` last, or a new one."""
     path = q.rsample() if q._drawn is None else q._drawn
