@@ -20,9 +20,9 @@ References:
     X. Li, T.-K. L. Wong, R. T. Q. Chen, D. Duvenaud, *Scalable gradients for stochastic
     differential equations*, 2020, arXiv:2001.01328. W. Xu, R. T. Q. Chen, X. Li,
     D. Duvenaud, *Infinitely deep Bayesian neural networks with stochastic differential equations*,
-    2022, arXiv:2102.06559.
+    2021, arXiv:2102.06559.
     A. Barr, W. Gispen, A. Lamacraft, *Quantum ground states from reinforcement learning*, 2020,
-    arXiv:2006.16575.
+    arXiv:2006.09044.
 """
 
 from __future__ import annotations
