@@ -350,6 +350,8 @@ def _compiled(
         warnings.simplefilter("ignore", DeprecationWarning)
         # A graph whose operations change places would draw its numbers in another order.
         options = {"fallback_random": True, "reorder_for_peak_memory": False}
+        # Of shapes and strides the signature has made sure.
+        options |= {"size_asserts": False, "alignment_asserts": False}
         run: Callable[..., Sequence[Tensor]] = torch._inductor.compile(
             rewritten(module, example), list(example), options=options
         )
