@@ -67,14 +67,19 @@ class Way:
 
 
 def contrastive_divergence() -> ELBO:
-    """512 chains that go on from step to step; a light weight on the energies keeps them near 0."""
+    """512 chains that go on from step to step, but for some that start anew, and so may find
+    another mode; a light weight on the energies keeps them near 0."""
     return losses.ContrastiveDivergence(
-        kernels.MALA(step_size=0.05), num_steps=10, persistent=True, energy_penalty=0.01
+        kernels.MALA(step_size=0.2),
+        num_steps=10,
+        persistent=True,
+        restart_prob=0.05,
+        energy_penalty=0.01,
     )
 
 
 WAYS = {
-    "contrastive divergence": Way(contrastive_divergence, 1e-3, 1000),
+    "contrastive divergence": Way(contrastive_divergence, 3e-3, 1500),
     "denoising": Way(partial(losses.ScoreMatching, "denoising", sigma=0.1), 3e-3, 1500),
     "noise contrast": Way(lambda: losses.NoiseContrastive(broad(), ratio=4), 3e-3, 1500),
 }
