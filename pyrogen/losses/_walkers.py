@@ -76,6 +76,12 @@ class WalkerELBO(StatefulELBO):
         values = [float(value) for name, value in self.carried.items() if name.endswith(_ENERGY)]
         return values[0] if values else float("nan")
 
+    @staticmethod
+    def placed(site: str, x: Tensor) -> Carried:
+        """What is carried of walkers at ``x`` before there is an energy. (Entries that come later
+        would make another graph.)"""
+        return {site: x, site + _ENERGY: x.new_full((), float("nan"))}
+
     @abstractmethod
     def cost(self, carried: Carried, problem: Problem) -> tuple[Tensor, Tensor]:
         """What is minimised, ``[walkers]``, and an estimate of the energy; entries of ``carried``

@@ -119,7 +119,7 @@ class LocalEnergy(WalkerELBO):
         with torch.no_grad():
             x = problem.positions()
             made = {
-                problem.site: x,
+                **self.placed(problem.site, x),
                 problem.site + _STEP_SIZE: x.new_tensor(self.step_size),
                 problem.site + _CLIPPED: torch.zeros((), dtype=torch.long, device=x.device),
             }

@@ -88,7 +88,7 @@ class LogVariance(WalkerELBO):
         self._chunks = num_steps // _steps(num_steps)
         if not self.carried:
             with torch.no_grad():
-                self.carried = {problem.site: problem.positions()}
+                self.carried = self.placed(problem.site, problem.positions())
 
     def advance(
         self, carried: Mapping[str, Tensor], model: Any, guide: Any, args: Any, kwargs: Any

@@ -30,7 +30,7 @@ from pyrogen.nn._jet import Jet
 from pyrogen.nn.shapes import batch_shape
 from pyrogen.nn.wave_terms import Envelope, Orbitals, PairCusp, SymmetricNetwork, WaveTerm
 
-__all__ = ["WaveDerivatives", "WaveFunction"]
+__all__ = ["WaveFunction"]
 
 
 class WaveDerivatives(NamedTuple):
@@ -66,6 +66,7 @@ class WaveFunction(nn.Module):
         arXiv:2006.09044.
 
     Example:
+        >>> from pyrogen.nn import Envelope
         >>> oscillator = WaveFunction(Envelope(1, 3))  # exp(-|x|^2 / 2)
         >>> x = torch.randn(5, 3)
         >>> torch.allclose(oscillator(x), -x)

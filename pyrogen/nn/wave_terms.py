@@ -119,6 +119,7 @@ class Orbitals(WaveTerm):
 
     nuclei: Tensor
     charges: Tensor
+    log_weight: Tensor
 
     def __init__(self, nuclei: Tensor, charges: Tensor, num_electrons: int = 2) -> None:
         super().__init__(num_electrons, 3)
@@ -138,7 +139,11 @@ class Orbitals(WaveTerm):
         self.register_buffer("charges", charges.clone())
         self.log_decay = nn.Parameter(charges.log())
         self.log_exponent = nn.Parameter(charges.log())
-        self.log_weight = nn.Parameter(torch.zeros([len(nuclei)] * num_electrons).to(nuclei))
+        weight = torch.zeros([len(nuclei)] * num_electrons).to(nuclei)
+        if len(nuclei) > 1:
+            self.log_weight = nn.Parameter(weight)
+        else:  # a factor of psi alone
+            self.register_buffer("log_weight", weight)
 
     def forward(self, particles: Jet) -> Jet:
         """The term."""
