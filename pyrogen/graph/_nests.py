@@ -27,7 +27,7 @@ def taken_apart(nest: Any, leaves: list[Any]) -> Hashable:
         return kind, *[(name, taken_apart(part, leaves)) for name, part in nest.items()]
     others, structure = pytree.tree_flatten(nest)
     leaves += others
-    return structure  # type: ignore[no-any-return]
+    return structure
 
 
 def places_of(structure: pytree.TreeSpec) -> Any:
