@@ -141,7 +141,7 @@ def of_depth(problem: Problem) -> tuple[SDEBNN, PathDrift]:
         state_dim=8,
         hidden=(16,),
         num_steps=10,
-        prior=OrnsteinUhlenbeck(rate=1.0, scale=0.2),
+        prior=OrnsteinUhlenbeck(rate=1.0, scale=0.1),
         likelihood=NormalMixture(problem.components, min_scale=0.01),
     )
     drift = TimeMLP(model.initial.numel(), hidden=(32,))
@@ -206,7 +206,18 @@ def laplace(problem: Problem, data: Any, steps: int) -> Fitted | None:
     guide = AutoLaplaceApproximation(model)
     guide(*data)
     loss = Trace_ELBO()(model, guide)
-    train(loss, list(loss.parameters()), data, 2 * steps)
+    train(loss, list(loss.parameters()), data, steps)
+    optimizer = torch.optim.LBFGS(  # down to the minimum, so that there is a curvature
+        loss.parameters(), max_iter=2 * steps, tolerance_grad=1e-7, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        nats: Tensor = loss(*data)
+        nats.backward()
+        return nats
+
+    optimizer.step(closure)
     try:
         normal = guide.laplace_approximation(*data)
     except torch.linalg.LinAlgError:

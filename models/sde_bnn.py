@@ -116,8 +116,8 @@ class SDEBNN(PyroModule):
         positive_int("state_dim", state_dim)
         widths = [state_dim, *positive_ints(hidden, "hidden"), state_dim]
         self.layer_shapes = [(i + 1, o) for i, o in itertools.pairwise(widths)]
-        self.into = nn.Linear(in_features, state_dim)
-        self.out = nn.Linear(state_dim, self.outputs.size)
+        self.into = _linear(in_features, state_dim)
+        self.out = _linear(state_dim, self.outputs.size)
         self.initial = nn.Parameter(_network_weights(self.layer_shapes))
         self.process = OrnsteinUhlenbeck(rate=1.0, scale=0.2) if prior is None else prior
         times = torch.linspace(0.0, 1.0, positive_int("num_steps", num_steps) + 1)
@@ -206,6 +206,13 @@ class SDEBNN(PyroModule):
 
 def _affine(h: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
     return torch.addmm(bias, h, matrix) if h.dim() == 2 else h @ matrix + bias
+
+
+def _linear(fan_in: int, fan_out: int) -> nn.Linear:
+    layer = nn.Linear(fan_in, fan_out)
+    nn.init.normal_(layer.weight, std=1 / math.sqrt(fan_in))
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 def _network_weights(shapes: Sequence[tuple[int, int]]) -> Tensor:
