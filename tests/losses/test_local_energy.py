@@ -168,7 +168,7 @@ def test_other_guides_and_models_are_refused():
     loss = LocalEnergy()
     with pytest.raises(TypeError, match=r"the gradient of a wave function.*TimeMLP.*PathELBO"):
         loss.loss(model, PathDrift(model, drift=TimeMLP(1)))
-    with pytest.raises(TypeError, match="a potential and paths.*got function"):
+    with pytest.raises(TypeError, match=r"a potential and paths.*got function"):
         loss.loss(lambda: None, guide)
     heavy = FeynmanKac(Harmonic(), 1, scale=0.5)
     with pytest.raises(ValueError, match=r"unit mass, Brownian\(scale=1.0\)"):

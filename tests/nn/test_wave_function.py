@@ -157,7 +157,7 @@ def test_rotations_about_the_center():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: WaveFunction(), "at least one"),
+        (WaveFunction, "at least one"),
         (lambda: WaveFunction(Envelope(1, 3), Envelope(2, 3)), "all of the same"),
         (lambda: Envelope(1, 3, "flat"), "'gaussian' or 'exponential', got 'flat'"),
         (lambda: Envelope(1, 3, rate=0.0), "rate: expected a finite number above 0"),
