@@ -1,8 +1,9 @@
 """Which trajectories led to the measured outcome? A particle in a double well, against the exact.
 
 A particle starts at the bottom of the left well, dz = 2 (z - z^3) dt + 0.6 dB, and at time 3 it is
-measured in the right one, which on its own it seldom reaches by then. A second run is measured half way too, roughly, and was still on the left. A guide learns
-the drift that leads there (`PathDrift`).
+measured in the right one, which on its own it seldom reaches by then. A second run is measured half
+way too, roughly, and was still on the left. A guide learns the drift that leads there
+(`PathDrift`).
 
 In one dimension everything about the chain of Euler's steps can be computed on a grid of states:
 
