@@ -279,6 +279,8 @@ def draw_predictions(fits: dict[str, dict[str, Fitted]], data: dict[str, Any]) -
             axes.scatter(seen[0], seen[1], s=4, color=INK, linewidths=0)
             axes.set_title(f"{name}, {problem}", fontsize=9, loc="left")
             axes.set_ylim(-4, 4)
+        for axes in axes_of_row[len(programs) :]:
+            axes.set_axis_off()  # a program that was left out
     figure.suptitle("Intervals of 50, 80 and 95 %, and the data", x=0.01, ha="left", fontsize=11)
     figure.tight_layout()
     return figure
@@ -304,7 +306,7 @@ def draw_paths(model: SDEBNN, guide: PathDrift, data: Any) -> Any:
         for i, colour in enumerate(COLOURS[:3]):
             below[0].plot(times, states[:, i, :, 0].T, color=colour, linewidth=0.7, alpha=0.6)
             below[0].plot([], [], color=colour, label=f"x = {float(inputs[i]):g}")
-        below[0].legend(frameon=False, fontsize=8)
+        below[0].legend(fontsize=8, framealpha=0.9)
         below[0].set_title("first element of the hidden state", fontsize=9, loc="left")
         below[0].set_xlabel("depth")
         x = torch.linspace(-4, 5, 181).unsqueeze(-1)
