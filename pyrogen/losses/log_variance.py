@@ -128,7 +128,8 @@ def _log_ratio(problem: Problem, path: Tensor) -> Tensor:
     increments = (drift * path.diff(dim=-2)).sum((-2, -1))
     costs = problem.potential(before) - 0.5 * drift.square().sum(-1)
     ends = problem.psi.log_amplitude(path[..., [0, -1], :])
-    return increments + (costs * step).sum(-1) + ends[..., 0] - ends[..., 1]
+    ratio: Tensor = increments + (costs * step).sum(-1) + ends[..., 0] - ends[..., 1]
+    return ratio
 
 
 def _steps(num_steps: int) -> int:

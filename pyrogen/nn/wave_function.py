@@ -142,14 +142,13 @@ class WaveFunction(nn.Module):
         Returns:
             ``[*, D]``.
         """
-        _, pull_back = torch.func.vjp(self.log_amplitude, x)
-        (drift,) = pull_back(torch.ones_like(x[..., 0]))
-        return drift  # type: ignore[no-any-return]
+        return self.value_and_drift(x)[1]
 
     def value_and_drift(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``log psi [*]`` and its gradient ``[*, D]``."""
-        value, pull_back = torch.func.vjp(self.log_amplitude, x)
-        (drift,) = pull_back(torch.ones_like(x[..., 0]))
+        pulled: Any = torch.func.vjp(self.log_amplitude, x)
+        value, pull_back = pulled
+        (drift,) = pull_back(torch.ones_like(value))
         return value, drift
 
     def derivatives(self, x: Tensor) -> WaveDerivatives:
