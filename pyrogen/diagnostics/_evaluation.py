@@ -115,7 +115,7 @@ class Evaluation:
         num_blocks: int,
     ) -> dict[str, Tensor]:
         dynamics, run = self.dynamics, self._run
-        walkers: Hopping = run.plain(dynamics.stand, x, self._now)
+        walkers = dynamics.stand(x, self._now)  # once, which is not worth a graph
         walkers = self._hopped(walkers, round(equilibration / dynamics.dt))
         pace = walkers.pace
         walkers = walkers._replace(accepted=torch.zeros_like(walkers.accepted))
