@@ -112,7 +112,8 @@ class LatentSDE(PyroModule):
         self.decoder = decoder
         self.likelihood = as_likelihood(likelihood)
         self.solver, self.gradient = solver, gradient
-        self.register_buffer("times", torch.as_tensor(times))
+        times = torch.as_tensor(times)
+        self.register_buffer("times", times.to(next(decoder.parameters(), times).dtype))
         self._beginning = _beginning(initial, latent_dim)
         self._parameter_shape = _probe(decoder, latent_dim, self.likelihood.parameter_dim)
         self.features = self._parameter_shape[0]
@@ -218,7 +219,8 @@ class LatentSDE(PyroModule):
         if not is_validation_enabled():
             return
         first, last = float(self.times[0]), float(self.times[-1])
-        if not bool(((times >= first) & (times <= last)).all()):
+        slack = 1e-6 * (last - first)  # times of another precision
+        if not bool(((times >= first - slack) & (times <= last + slack)).all()):
             raise ValueError(
                 f"times: expected times within the grid, from {first:g} to {last:g}, got some from "
                 f"{float(times.min()):g} to {float(times.max()):g}"

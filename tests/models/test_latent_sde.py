@@ -275,6 +275,16 @@ def test_it_can_be_part_of_another_program():
     assert {name for name, _ in outer.named_parameters()} >= {"inner._beginning.mean_unconstrained"}
 
 
+def test_times_may_be_of_another_precision():
+    double = torch.linspace(0, 0.7, 8, dtype=torch.float64)
+    model = LatentSDE(OrnsteinUhlenbeck(), nn.Linear(3, 2), 3, double)
+    assert model.times.dtype == torch.float32
+    assert double[-1] > model.times[-1].double()
+    z = torch.randn(4, 8, 3)
+    torch.testing.assert_close(model.states_at(z, double), z)
+    assert model(None, times=double, num_samples=2).shape == (2, 8, 2)
+
+
 def test_copies_and_graphs():
     model = small().double()
     guide = PathDrift(model).double()
