@@ -134,6 +134,7 @@ class WalkerELBO(StatefulELBO):
         """What a method of the ELBO returns, and what to carry on."""
         following = dict(carried)
         problem = self.problem(model, guide, args, kwargs)
+        _refuse_others(problem, carried)
         still = _Still(problem.site, problem.prior)
 
         def program(*args: Any, **kwargs: Any) -> None:
@@ -163,6 +164,18 @@ class WalkerELBO(StatefulELBO):
         except NonFiniteError as error:
             site = error.site or model.path_site
             raise NonFiniteError(f"site {site!r}: {error}", site, self.steps) from None
+
+
+def _refuse_others(problem: Problem, carried: Mapping[str, Tensor]) -> None:
+    """An objective carries the walkers of one model, all of them."""
+    x, size = carried.get(problem.site), problem.prior.batch_shape[0]
+    expected = (size, problem.prior.event_shape[-1])
+    if x is None or tuple(x.shape) != expected:
+        raise ValueError(
+            f"site {problem.site!r}: expected walkers {list(expected)} as in the first step, got "
+            f"{None if x is None else list(x.shape)}; give each model an objective of its own, "
+            "and each step all walkers"
+        )
 
 
 class _Still(Messenger):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from pyro.infer import SVI
 
+from pyrogen import training
 from pyrogen.errors import NonFiniteError
 from pyrogen.guides import PathDrift
 from pyrogen.losses import Compiled, LocalEnergy
@@ -145,6 +146,29 @@ def test_svi_finds_a_double_well():
     excess = float(exact(psi, DoubleWell(1.0)).detach()) - 0.869580918934
     # Above the exact energy, by the quality of a short training, 5 % of the gap to the next level.
     assert -1e-9 < excess < 0.02
+
+
+def test_fit_trains_it():
+    psi = WaveFunction(Envelope(1, 1, rate=2.0))
+    model = FeynmanKac(Harmonic(), 1, num_walkers=200, num_steps=5)
+    result = training.fit(
+        model,
+        PathDrift(model, drift=psi),
+        [model.walkers] * 30,
+        loss=LocalEnergy(),
+        optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.03),
+        max_epochs=3,
+        progress=False,
+    )
+    # The loss per walker for a duration of 1; at the rate a it is a / 4 + 1 / (4 a).
+    assert abs(result.history.train_loss[-1] - 0.5) < 0.01
+
+
+def test_walkers_of_another_model_are_refused():
+    loss = LocalEnergy(warmup_steps=0)
+    loss.loss(*pair(wave(), Harmonic(), torch.randn(5, 1)))
+    with pytest.raises(ValueError, match=r"expected walkers \[6, 1\].*got \[5, 1\]"):
+        loss.loss(*pair(wave(), Harmonic(), torch.randn(6, 1)))
 
 
 def test_clipping_is_reported():
