@@ -260,11 +260,12 @@ class Molecule(Potential):
 
     def energy(self, x: Tensor) -> Tensor:
         """All Coulomb energies."""
-        electrons = x.unflatten(-1, (self.num_electrons, 3))
-        apart = (electrons.unsqueeze(-2) - self.nuclei.to(x)).norm(dim=-1)
+        electrons: Tensor = x.unflatten(-1, (self.num_electrons, 3))
+        apart: Tensor = (electrons.unsqueeze(-2) - self.nuclei.to(x)).norm(dim=-1)
         attraction = (self.charges.to(x) / apart).sum((-2, -1))
         repulsion = _distances(electrons).reciprocal().sum(-1)
-        return repulsion - attraction + self.nuclear_repulsion().to(x)
+        total: Tensor = repulsion - attraction + self.nuclear_repulsion().to(x)
+        return total
 
 
 class HookesAtom(Potential):
@@ -295,7 +296,7 @@ class HookesAtom(Potential):
 
     def energy(self, x: Tensor) -> Tensor:
         """Springs and repulsion."""
-        apart = (x[..., :3] - x[..., 3:]).norm(dim=-1)
+        apart: Tensor = (x[..., :3] - x[..., 3:]).norm(dim=-1)
         return 0.5 * self.frequency**2 * x.square().sum(-1) + apart.reciprocal()
 
 
@@ -341,11 +342,12 @@ class TrappedBosons(Potential):
 
     def energy(self, x: Tensor) -> Tensor:
         """Trap and repulsion."""
-        particles = x.unflatten(-1, (self.num_particles, self.particle_dim))
+        particles: Tensor = x.unflatten(-1, (self.num_particles, self.particle_dim))
         trap = 0.5 * x.square().sum(-1)
         height = self.coupling / (math.pi * self.width**2) ** (self.particle_dim / 2)
-        squares = _differences(particles).square().sum(-1)
-        return trap + height * (-squares / self.width**2).exp().sum(-1)
+        squares: Tensor = _differences(particles).square().sum(-1)
+        total: Tensor = trap + height * (-squares / self.width**2).exp().sum(-1)
+        return total
 
 
 def _pairs(points: Tensor) -> tuple[Tensor, Tensor]:
@@ -364,7 +366,8 @@ def _differences(points: Tensor) -> Tensor:
 
 
 def _distances(points: Tensor) -> Tensor:
-    return _differences(points).norm(dim=-1)
+    lengths: Tensor = _differences(points).norm(dim=-1)
+    return lengths
 
 
 def _floating(value: Any) -> Tensor:
