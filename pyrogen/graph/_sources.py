@@ -92,8 +92,9 @@ class Surroundings:
             for module, values in self._buffers.items():
                 for name, value in values.items():
                     buffer = module._buffers[name]
-                    if buffer is not None and buffer.shape == value.shape:
-                        buffer.copy_(value)
+                    if buffer is None or buffer.shape != value.shape or _is_expanded(buffer):
+                        continue
+                    buffer.copy_(value)
 
     def sources(self, tensors: Sequence[Tensor]) -> tuple[Source, ...]:
         """Where each tensor is held; one that no place holds is kept as the object it is."""
@@ -127,6 +128,13 @@ class Surroundings:
 def is_constant(value: Any) -> bool:
     """Whether a value is one of a kind that cannot change."""
     return isinstance(value, _CONSTANTS)
+
+
+def _is_expanded(tensor: Tensor) -> bool:
+    """Whether elements share their memory, so that no operation writes to them."""
+    return any(
+        stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)
+    )
 
 
 def _reachable(roots: Iterable[Any]) -> Iterator[Any]:

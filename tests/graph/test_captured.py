@@ -198,3 +198,11 @@ def test_an_argument_given_twice_stays_two_arguments():
     assert float(captured(zero, zero)) == 0.0
     assert float(captured(one, zero)) == 1.0
     assert float(captured(zero, one)) == 10.0
+
+
+def test_a_buffer_whose_elements_share_their_memory_stays_as_it_is():
+    module = torch.nn.Module()
+    module.register_buffer("shared", torch.tensor(2.0).expand(3))
+    captured = Captured(lambda x: (x * module.shared).sum(), compile=False)
+    assert float(captured(torch.ones(3))) == 6.0
+    assert module.shared.stride() == (0,)
