@@ -169,8 +169,16 @@ class BayesianNetwork(PyroModule):
         Returns:
             A distribution of batch shape ``[*particles, n]``.
         """
-        law: TorchDistribution = self.outputs(self._network(x, weights))
+        law: TorchDistribution = self.outputs(self.network(x, weights))
         return law
+
+    def network(self, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        """What the last layer puts out, ``[*particles, n, size]``; arguments as for
+        :meth:`predict`."""
+        h = affine(x, weights[0])
+        for layer in weights[1:]:
+            h = affine(self.activation(h), layer)
+        return h
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Scores targets, or draws them.
@@ -189,11 +197,5 @@ class BayesianNetwork(PyroModule):
             pyro.sample(name, self.weight_prior(shape))
             for name, shape in self.weight_shapes.items()
         ]
-        result: Tensor = self.outputs.observe(self._network(x, weights), y, self.num_data)
+        result: Tensor = self.outputs.observe(self.network(x, weights), y, self.num_data)
         return result
-
-    def _network(self, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
-        h = affine(x, weights[0])
-        for layer in weights[1:]:
-            h = affine(self.activation(h), layer)
-        return h
