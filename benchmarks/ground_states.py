@@ -20,7 +20,10 @@ in torch; ``PathELBO(persistent=True)`` under ``SVI``, which scores a drawn path
 drift once more at all of its points; and, for what an alternative costs, ``LocalEnergy`` for a wave
 function, as one graph.
 
-    python benchmarks/ground_states.py [--minutes 5] [--tables 1 2 3]
+Table 4: the Laplacian of a wave function by one pass forwards (``WaveFunction.derivatives``), and
+by derivatives of the gradient along each axis (``torch.func``), both uncompiled.
+
+    python benchmarks/ground_states.py [--minutes 5] [--tables 1 2 3 4]
 """
 
 from __future__ import annotations
@@ -213,13 +216,40 @@ def step_beside_the_published(walkers: int, rounds: int) -> None:
         print(f"   {name:<18}{median(each):8.1f} ms   {against:.2f} of plain torch", flush=True)
 
 
+def laplacians(rounds: int) -> None:
+    """Table 4."""
+    print("\n4. The Laplacian at 1000 points")
+    molecule, _ = SYSTEMS["H2"]
+    for name, psi in (("H2", wave(molecule)), ("4 bosons", WaveFunction.trap(4, 2))):
+        x, axes = torch.randn(1000, *psi.in_shape), torch.eye(*psi.in_shape)
+        gradient = torch.func.grad(lambda x, psi=psi: psi.log_amplitude(x).sum())
+
+        def bend(axis: Tensor, x: Tensor = x, gradient: Any = gradient) -> Tensor:
+            _, change = torch.func.jvp(gradient, (x,), (axis.expand_as(x),))
+            return (change * axis).sum(-1)
+
+        with torch.no_grad():
+            times = side_by_side(
+                {
+                    "one pass": lambda psi=psi, x=x: psi.derivatives(x),
+                    "axis by axis": lambda bend=bend, axes=axes: torch.func.vmap(bend)(axes),
+                },
+                rounds,
+                calls=1,
+                warmup=2,
+            )
+        mine, other = median(times["one pass"]), median(times["axis by axis"])
+        share = ratio(times["axis by axis"], times["one pass"])
+        print(f"   {name:<9} {mine:6.1f} ms, {other:6.1f} ms; ratio {share:.1f}", flush=True)
+
+
 def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--minutes", type=float, default=5.0, help="of CPU, for each of table 2")
-    parser.add_argument("--tables", type=int, nargs="*", default=[1, 2, 3])
+    parser.add_argument("--tables", type=int, nargs="*", default=[1, 2, 3, 4])
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--smoke", action="store_true", help="a few steps, to see that it runs")
     options = parser.parse_args()
@@ -231,6 +261,8 @@ def main() -> None:
         gradients(16 if options.smoke else 200, 2 if options.smoke else 30)
     if 3 in options.tables:
         step_beside_the_published(16 if options.smoke else 512, options.rounds)
+    if 4 in options.tables:
+        laplacians(options.rounds)
     if 2 in options.tables:
         race(options.minutes, walkers, 0.0 if options.smoke else 5.0)
 
