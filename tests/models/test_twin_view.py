@@ -62,8 +62,8 @@ def test_a_linear_drift_learns_the_score_of_the_oscillator():
 def test_a_network_learns_the_score_of_the_ground_state_of_a_double_well():
     """Against the eigenvector of a grid of spacing 0.01, weighed by ``phi^2``.
 
-    Steps of 0.01 in wells of frequency 4 shift the drift by a few percent; of its mean square less
-    than 1 % is allowed to be missed.
+    Steps of 0.02 in wells of frequency 4 shift the drift by a few percent, and what is left of the
+    noise of 800 gradient steps as much: of its mean square less than 1 % may be missed.
     """
     h = 0.01
     grid = torch.arange(-3, 3 + h / 2, h, dtype=torch.float64)
@@ -76,7 +76,7 @@ def test_a_network_learns_the_score_of_the_ground_state_of_a_double_well():
     phi = torch.as_tensor(vectors[:, 0]).abs()
     score = torch.gradient(phi.clamp_min(1e-12).log(), spacing=h)[0]
     drift = Stationary(MLP(1, 1, hidden=(32, 32), activation=nn.Tanh))
-    trained(FeynmanKac(DoubleWell(2.0), 1, 0.5, 50, 500), drift, 500, lr=1e-2, lrd=0.993)
+    trained(FeynmanKac(DoubleWell(2.0), 1, 1.0, 50, 500), drift, 800, lr=1e-2, lrd=0.995)
     with torch.no_grad():
         learned = drift(grid.float().unsqueeze(-1), None).squeeze(-1).double()
     weight = phi.square() / phi.square().sum()
