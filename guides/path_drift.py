@@ -19,14 +19,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
-from pyro.nn import PyroModule, PyroParam
+from pyro.nn import PyroModule
 from torch import Tensor, nn
-from torch.distributions import constraints
 
 from pyrogen.distributions import Path
-from pyrogen.nn import TimeMLP
+from pyrogen.distributions._base import LearnedNormal
+from pyrogen.guides._steering import still
 
 __all__ = ["PathDrift"]
 
@@ -82,7 +81,7 @@ class PathDrift(PyroModule):
                 f"pyrogen.models.SDEBNN, got {type(model).__name__}"
             )
         self._model = (model,)  # in a tuple, since the parameters of a module would be the guide's
-        self.drift = _still(model.prior().event_shape[-1]) if drift is None else drift
+        self.drift = still(model.prior().event_shape[-1]) if drift is None else drift
         if not callable(self.drift):
             raise TypeError(f"drift: expected a function of (x, t), got {type(drift).__name__}")
         self.initial = _beginning(model, initial) if isinstance(initial, str) else initial
@@ -116,26 +115,6 @@ class PathDrift(PyroModule):
         return path
 
 
-def _still(size: int) -> TimeMLP:
-    """A field that is zero."""
-    field = TimeMLP(size)
-    last: Any = field.layers[-1]
-    nn.init.zeros_(last.weight)
-    return field
-
-
-class _LearnedNormal(PyroModule):
-    std: Tensor
-
-    def __init__(self, mean: Tensor, std: Tensor) -> None:
-        super().__init__()
-        self.mean = nn.Parameter(mean)
-        self.std = PyroParam(std, constraints.positive)  # type: ignore[assignment]
-
-    def forward(self) -> Any:
-        return dist.Normal(self.mean, self.std).to_event(1)
-
-
 def _beginning(model: Any, kind: str) -> nn.Module:
     if kind != "normal":
         raise ValueError(f"initial: expected 'normal', a module or None, got {kind!r}")
@@ -145,4 +124,4 @@ def _beginning(model: Any, kind: str) -> nn.Module:
     with torch.no_grad():
         mean, std = fn.mean, fn.stddev
         first = (0,) * (mean.dim() - 1)  # every element of the plate begins in the same law
-        return _LearnedNormal(mean[first].clone(), std[first].clone())
+        return LearnedNormal(mean[first].clone(), std[first].clone())

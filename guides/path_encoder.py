@@ -29,7 +29,8 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyrogen.distributions import Path
-from pyrogen.nn import BackwardGRU, TimeMLP
+from pyrogen.guides._steering import still
+from pyrogen.nn import BackwardGRU
 
 __all__ = ["PathEncoder"]
 
@@ -93,7 +94,7 @@ class PathEncoder(PyroModule):
             raise TypeError(
                 f"control: expected a function of (z, t, context), got {type(control).__name__}"
             )
-        network = _still(size, given.context_dim, hidden) if control is None else control
+        network = still(size, hidden, given.context_dim) if control is None else control
         self.control = _Ahead(network, model.times if control is None else None)
         self.beginning = None
         if not isinstance(prior.initial, Tensor):
@@ -169,11 +170,3 @@ class _Ahead(nn.Module):
         if self.begin is not None and self.span is not None:
             t = (t - self.begin) / self.span
         return self.network(z, t, context) * context[..., -1:]
-
-
-def _still(size: int, context_dim: int, hidden: Sequence[int]) -> TimeMLP:
-    """A field that is zero."""
-    field = TimeMLP(size, hidden=hidden, context_dim=context_dim)
-    last: Any = field.layers[-1]
-    nn.init.zeros_(last.weight)
-    return field

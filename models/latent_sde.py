@@ -22,18 +22,16 @@ import copy
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
-from pyro.nn import PyroModule, PyroParam
+from pyro.nn import PyroModule
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
-from torch.distributions import constraints
 
 from pyrogen.checks import check_data
 from pyrogen.distributions import Path
-from pyrogen.distributions._base import as_base
+from pyrogen.distributions._base import LearnedNormal, as_base
 from pyrogen.models.flow import num_events, refuse_num_samples
 from pyrogen.models.likelihoods import Likelihood, as_likelihood
 from pyrogen.nn.shapes import positive_ints
@@ -229,22 +227,6 @@ class LatentSDE(PyroModule):
             raise ValueError("times: expected times that do not decrease, got some that do")
 
 
-class LearnedNormal(PyroModule):
-    """A normal distribution of a vector, standard at first."""
-
-    mean: Any
-    std: Any
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.mean = PyroParam(torch.zeros(size))
-        self.std = PyroParam(torch.ones(size), constraints.positive)
-
-    def forward(self) -> Any:
-        """The distribution."""
-        return dist.Normal(self.mean, self.std).to_event(1)
-
-
 class _Point(nn.Module):
     """A point that is no parameter."""
 
@@ -260,7 +242,7 @@ class _Point(nn.Module):
 
 def _beginning(initial: Any, size: int) -> nn.Module:
     if initial is None:
-        return LearnedNormal(size)
+        return LearnedNormal(torch.zeros(size), torch.ones(size))
     if isinstance(initial, Tensor):
         return _Point(initial)
     return as_base(initial)

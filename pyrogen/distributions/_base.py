@@ -1,4 +1,4 @@
-"""What a flow starts from: a shape, a fixed distribution, or a module that makes one."""
+"""What a flow or a path starts from: a shape, a fixed distribution, or a module that makes one."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
+from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Distribution, constraints
 
 from pyrogen.transforms._moved import Held
 
-__all__ = ["as_base"]
+__all__ = ["LearnedNormal", "as_base"]
 
 
 class StandardNormal(nn.Module):
@@ -29,6 +30,22 @@ class StandardNormal(nn.Module):
         normal = dist.Normal(self._zeros, torch.ones_like(self._zeros))
         joined: TorchDistribution = normal.to_event(self._zeros.dim())
         return joined
+
+
+class LearnedNormal(PyroModule):
+    """Independent normal variables ``[D]`` whose means and deviations are learned."""
+
+    std: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(mean)
+        self.std = PyroParam(std, constraints.positive)  # type: ignore[assignment]
+
+    def forward(self) -> TorchDistribution:
+        """Returns the distribution, of batch shape ``[]``."""
+        normal: TorchDistribution = dist.Normal(self.mean, self.std).to_event(1)
+        return normal
 
 
 class _OfProgram(nn.Module):
