@@ -15,7 +15,7 @@ from pyrogen import training
 from pyrogen.errors import NonFiniteError
 from pyrogen.guides import PathDrift
 from pyrogen.losses import Compiled, PathELBO
-from pyrogen.models import DoubleWell, FeynmanKac, Harmonic, HookesAtom
+from pyrogen.models import DoubleWell, FeynmanKac, Harmonic, HookesAtom, Molecule
 from tests.statistics import assert_mean_close
 
 
@@ -290,6 +290,22 @@ def test_bad_arguments_are_refused(options, error, message):
 def test_exploding_walkers_are_named_with_the_step():
     model = FeynmanKac(Harmonic(), 1, 1.0, 20, 10)
     guide = PathDrift(model, drift=lambda x, t: x.pow(9) * 1e6)
-    with pytest.raises(NonFiniteError, match=r"at step \d+ of 20") as caught:
+    with pytest.raises(NonFiniteError, match="site 'x'") as caught:
         PathELBO().loss(model, guide)
-    assert 0 < caught.value.step < 20
+    assert caught.value.site == "x"
+    path = guide.law().sample()
+    finite = path.isfinite().all(-1) & model.potential(path).isfinite()
+    first = int((~finite).any(0).nonzero()[0])
+    with pytest.raises(NonFiniteError, match=f"of 10 walkers at step {first} of 20") as caught:
+        poutine.condition(model, {"x": path})()
+    assert (caught.value.site, caught.value.step) == ("potential", first)
+
+
+def test_a_singularity_of_the_potential_is_named_with_the_step():
+    """A walker at the nucleus, after 3 of 5 steps."""
+    model = FeynmanKac(Molecule.atom(1.0), 3, 1.0, 5, 4)
+    path = torch.ones(4, 6, 3)
+    path[2, 3] = 0.0
+    with pytest.raises(NonFiniteError, match="for 1 of 4 walkers at step 3 of 5") as caught:
+        poutine.condition(model, {"x": path})()
+    assert caught.value.step == 3
