@@ -172,7 +172,7 @@ def main() -> None:
     options = parser.parse_args()
     options.output_dir.mkdir(parents=True, exist_ok=True)
     pyro.set_rng_seed(options.seed)
-    separations, first, further, draws = SEPARATIONS, 500, 200, 200_000
+    separations, first, further, draws = SEPARATIONS, 500, 200, 60_000
     if options.smoke:
         separations, first, further, draws = SEPARATIONS[:2], 2, 1, 40
         options.walkers, options.duration = 20, 1.0

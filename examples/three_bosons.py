@@ -144,7 +144,7 @@ def main() -> None:
         print(lines[-1], flush=True)
         with torch.no_grad():
             path = guide.law().started_at(x).sample()[0].unflatten(-1, (3, 2))
-        found[coupling] = draws(guide, x, 1 if options.smoke else 20), path
+        found[coupling] = draws(guide, x, 1 if options.smoke else 8), path
     page = "\n".join(["# Three bosons in a trap", "", *lines, ""])
     (options.output_dir / "report.md").write_text(page, encoding="utf-8")
     picture(found).savefig(options.output_dir / "bosons.png", dpi=160)
