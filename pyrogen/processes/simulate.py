@@ -134,7 +134,8 @@ def _stepping(
     method: str,
 ) -> Step:
     """A step as a function of the state and its number."""
-    t = times.unbind()
+    t, drift = times.unbind(), process.drift
+    told = [of_step(context, k) for k in range(len(steps))] if context else [[]] * len(steps)
     # As numbers, lengths spare an operation a step; a graph that is captured keeps them tensors.
     h: Any = steps.tolist() if get_proxy_mode() is None else steps.unbind()
     if method == "exact":
@@ -151,19 +152,18 @@ def _stepping(
         scaled = (steps.sqrt().unsqueeze(-1) * noise).unbind(-2)
 
         def dependent(x: Tensor, k: int) -> Tensor:
-            moved = _along(x, process.drift(x, t[k], *of_step(context, k)), h[k])
+            moved = _along(x, drift(x, t[k], *told[k]), h[k])
             return torch.addcmul(moved, process.diffusion_at(x, t[k]), scaled[k])
 
         return dependent
     dw = increments(process, times, steps, noise, method).unbind(-2)
 
     def euler(x: Tensor, k: int) -> Tensor:
-        return _along(x + dw[k], process.drift(x, t[k], *of_step(context, k)), h[k])
+        return _along(x + dw[k], drift(x, t[k], *told[k]), h[k])
 
     def heun(x: Tensor, k: int) -> Tensor:
-        at = of_step(context, k)
-        here = process.drift(x, t[k], *at)
-        ahead = process.drift(_along(x + dw[k], here, h[k]), t[k + 1], *at)
+        here = drift(x, t[k], *told[k])
+        ahead = drift(_along(x + dw[k], here, h[k]), t[k + 1], *told[k])
         return _along(x + dw[k], here + ahead, 0.5 * h[k])
 
     return heun if method == "heun" else euler
