@@ -148,9 +148,10 @@ def electrons(bond: Bond, draws: int) -> Any:
     with torch.no_grad():
         drift = bond.psi(torch.cat([one, other], -1))[..., :3]
     size = drift.norm(dim=-1)
-    right.quiver(
+    arrows = right.quiver(
         grid_z, grid_x, drift[..., 2] / size, drift[..., 0] / size, size, cmap="viridis", scale=30
     )
+    figure.colorbar(arrows, ax=right, label="size of the drift", shrink=0.8)
     right.plot(0.7, 0, "o", color=RED, markersize=9, fillstyle="none")
     right.set_title("drift of an electron; the other is in the circle", size=10, color=INK)
     for axis in (left, right):
