@@ -331,7 +331,8 @@ def draw_paths(model: SDEBNN, guide: PathDrift, data: Any) -> Any:
         for i, colour in enumerate(COLOURS[:3]):
             below[0].plot(times, states[:, i, :, 0].T, color=colour, linewidth=0.7, alpha=0.6)
             below[0].plot([], [], color=colour, label=f"x = {float(inputs[i]):g}")
-        below[0].legend(fontsize=8, framealpha=0.9)
+        below[0].set_xlim(0, 1.4)  # room for the legend
+        below[0].legend(frameon=False, fontsize=8)
         below[0].set_title("first element of the hidden state", fontsize=9, loc="left")
         below[0].set_xlabel("depth")
         x = torch.linspace(-4, 5, 181).unsqueeze(-1)
