@@ -67,7 +67,9 @@ class Outputs(PyroModule):
 
     def forward(self, h: Tensor) -> TorchDistribution:
         """The law of the target for each of ``[*, size]``."""
-        return self.likelihood(h.reshape((*h.shape[:-1], *self.parameter_shape)), self.event_dim)
+        parameters = h.reshape((*h.shape[:-1], *self.parameter_shape))
+        law: TorchDistribution = self.likelihood(parameters, self.event_dim)
+        return law
 
     def check(self, inputs: Tensor, targets: Tensor | None, num_data: int | None) -> None:
         """Raises ValueError if targets cannot be scored, or there are more than ``num_data``."""
