@@ -279,7 +279,7 @@ def test_shapes_and_times_are_checked():
     with pytest.raises(ValueError, match="gradient 'adjoint': expected a solver of torchsde"):
         Path(process, start, grid(), gradient="adjoint")
     unknown = Process(lambda x, t: x, 1.0)
-    with pytest.raises(ValueError, match="that is a torch.nn.Module"):
+    with pytest.raises(ValueError, match=r"that is a torch\.nn\.Module"):
         Path(unknown, start, grid(), solver="torchsde:srk", gradient="adjoint")
     with pytest.raises(ValueError, match="torchsde has"):
         Path(process, start, grid(), solver="torchsde:rk4")
