@@ -178,12 +178,17 @@ def along_paths(
     model = FeynmanKac(
         system.potential, system.potential.dim, 0.3, 30, num_walkers=walkers, initial=start
     )
-    guide, objective = PathDrift(model, drift=psi), PathELBO(martingale=True, persistent=True)
-    parameters = {"lr": system.learning_rate, "betas": (0.9, 0.99), "clip_norm": 100.0 * walkers}
-    svi = SVI(model, guide, pyro.optim.ClippedAdam(parameters), loss=objective)
-    begin = time.perf_counter()
-    while time.perf_counter() - begin < 60 * minutes:
+    guide, objective = PathDrift(model, drift=psi), PathELBO(persistent=True)
+    optimizer = pyro.optim.ClippedAdam(
+        {"lr": system.learning_rate, "betas": (0.9, 0.99), "clip_norm": 0.3 * walkers}
+    )
+    svi = SVI(model, guide, optimizer, loss=objective)
+    begin, gone = time.perf_counter(), 0.0
+    while gone < 1:
+        for each in optimizer.optim_objs.values():
+            each.param_groups[0]["lr"] = 0.5 * system.learning_rate * (1 + math.cos(math.pi * gone))
         svi.step()
+        gone = (time.perf_counter() - begin) / (60 * minutes)
     return objective.carried["x"]
 
 
