@@ -135,10 +135,13 @@ def electrons(bond: Bond, draws: int) -> Any:
     """The density of an electron, and the drift of one beside the other."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4.2), layout="constrained")
     x = bond.draws(draws).flatten(0, 1)
-    around = x[:, :2].norm(dim=-1)  # the density is round about the axis
-    z, rho = torch.cat([x[:, 2], x[:, 2]]), torch.cat([around, -around])
-    weight = 1 / around.clamp(min=0.02).repeat(2)  # of a ring
-    left.hist2d(z, rho, bins=80, range=[[-2.6, 2.6], [-2, 2]], weights=weight, cmap="Blues")
+    # Round about the axis, and the same at both ends: counts in rings over their volume.
+    rings, slices = torch.linspace(0, 2, 17), torch.linspace(-2.6, 2.6, 53)
+    places = torch.stack([x[:, :2].norm(dim=-1), x[:, 2]], -1)
+    counts = torch.histogramdd(places, [rings, slices]).hist
+    density = (counts + counts.flip(1)) / rings.square().diff().unsqueeze(-1)
+    plane = torch.cat([density.flip(0), density])
+    left.imshow(plane, extent=(-2.6, 2.6, -2, 2), cmap="Blues", interpolation="bilinear")
     left.set_title("density of an electron", size=10, color=INK)
     across = torch.linspace(-2.4, 2.4, 25)
     up = torch.linspace(-1.8, 1.8, 19)
