@@ -178,7 +178,8 @@ def along_paths(
     model = FeynmanKac(
         system.potential, system.potential.dim, 0.3, 30, num_walkers=walkers, initial=start
     )
-    guide, objective = PathDrift(model, drift=psi), PathELBO(persistent=True)
+    guide = PathDrift(model, drift=psi)
+    objective = PathELBO(sticking_the_landing=True, persistent=True)
     optimizer = pyro.optim.ClippedAdam(
         {"lr": system.learning_rate, "betas": (0.9, 0.99), "clip_norm": 0.3 * walkers}
     )
@@ -286,15 +287,20 @@ def _number(value: float, error: float) -> str:
 
 
 def chosen(names: Sequence[str]) -> dict[str, System]:
-    """The systems whose names begin so; all if none is given."""
+    """The systems of these names, or whose names begin so; all if none is given."""
+    known = {name.lower() for name in SYSTEMS}
     found = {
         name: system
         for name, system in SYSTEMS.items()
-        if not names or any(name.lower().startswith(each.lower()) for each in names)
+        if not names or any(_means(each.lower(), name.lower(), known) for each in names)
     }
     if not found:
         raise SystemExit(f"--only: expected some of {list(SYSTEMS)}, got {list(names)}")
     return found
+
+
+def _means(given: str, name: str, known: set[str]) -> bool:
+    return name == given if given in known else name.startswith(given)
 
 
 def main() -> None:
