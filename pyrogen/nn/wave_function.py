@@ -33,7 +33,7 @@ from pyrogen.nn.wave_terms import Envelope, Orbitals, PairCusp, SymmetricNetwork
 __all__ = ["WaveFunction"]
 
 
-class WaveDerivatives(NamedTuple):
+class _WaveDerivatives(NamedTuple):
     """The logarithm of a wave function with its derivatives.
 
     Attributes:
@@ -151,11 +151,11 @@ class WaveFunction(nn.Module):
         (drift,) = pull_back(torch.ones_like(value))
         return value, drift
 
-    def derivatives(self, x: Tensor) -> WaveDerivatives:
+    def derivatives(self, x: Tensor) -> _WaveDerivatives:
         """Value, gradient and Laplacian of ``log psi``, in one pass forwards."""
         jet = self._sum(x, Jet.at(x))
         gradient, laplacian = jet.derivatives()
-        return WaveDerivatives(jet.value, gradient.movedim(0, -1), laplacian)
+        return _WaveDerivatives(jet.value, gradient.movedim(0, -1), laplacian)
 
     def local_kinetic(self, x: Tensor) -> Tensor:
         r""":math:`-\tfrac12 \nabla^2 \psi / \psi` of shape ``[*]`` at ``x [*, D]``."""
