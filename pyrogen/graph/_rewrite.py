@@ -38,11 +38,18 @@ def rewritten(module: torch.fx.GraphModule, example: Sequence[Tensor]) -> torch.
     """
     targets = {node.target for node in module.graph.nodes}
     table = {target: cheap for target, cheap in _replacements().items() if target in targets}
-    if not table or any(x.device.type != "cpu" for x in example):
+    if not table or any(x.device.type != "cpu" for x in example) or _writes(module):
         return module
-    copies = [x.clone() for x in example]  # what the graph writes to is not to be written to twice
     with torch.no_grad():
-        return make_fx(module, decomposition_table=table, tracing_mode="real")(*copies)
+        return make_fx(module, decomposition_table=table, tracing_mode="real")(*example)
+
+
+def _writes(module: torch.fx.GraphModule) -> bool:
+    """Whether an operation writes to a tensor, such as running statistics."""
+    return any(
+        isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+        for node in module.graph.nodes
+    )
 
 
 def _replacements() -> dict[Any, Callable[..., Any]]:

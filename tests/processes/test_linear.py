@@ -283,5 +283,5 @@ def test_a_diffusion_of_each_coordinate_stands_beside_events(batch: int) -> None
         back = back.reverse(lambda x, t: torch.zeros_like(x))
     flow = process.probability_flow(lambda x, t: score(x))
     torch.testing.assert_close(flow(x, t), -0.5 * scales.square().expand(batch, 2))
-    with pytest.raises(TypeError, match="diffusion: expected a number, a tensor or a function"):
+    with pytest.raises(TypeError, match="diffusion: expected a number, a tensor, a function"):
         Process(lambda x, t: x, "one")  # type: ignore[arg-type]
