@@ -174,21 +174,24 @@ def trained(
 def along_paths(
     system: System, psi: WaveFunction, minutes: float, walkers: int, start: Tensor
 ) -> Tensor:
-    """The same by the paper's gradient, along paths with persistent walkers."""
+    """The same by the paper's gradient, along paths with persistent walkers: of the cost alone while
+    the drift is poor, and in the second half with its control variate, which then has less noise."""
     model = FeynmanKac(
         system.potential, system.potential.dim, 0.3, 30, num_walkers=walkers, initial=start
     )
-    guide = PathDrift(model, drift=psi)
-    objective = PathELBO(sticking_the_landing=True, persistent=True)
-    optimizer = pyro.optim.ClippedAdam(
-        {"lr": system.learning_rate, "betas": (0.9, 0.99), "clip_norm": 0.3 * walkers}
-    )
-    svi = SVI(model, guide, optimizer, loss=objective)
+    guide, objective = PathDrift(model, drift=psi), PathELBO(persistent=True)
+    near = PathELBO(sticking_the_landing=True, persistent=True)
+    rate = system.learning_rate
+    options = {"lr": rate, "betas": (0.9, 0.99), "clip_norm": 0.3 * walkers}
+    optimizer = pyro.optim.ClippedAdam(options)
     begin, gone = time.perf_counter(), 0.0
     while gone < 1:
+        if gone > 0.5 and objective is not near:
+            near.carry(objective.carried)
+            objective = near
         for each in optimizer.optim_objs.values():
-            each.param_groups[0]["lr"] = 0.5 * system.learning_rate * (1 + math.cos(math.pi * gone))
-        svi.step()
+            each.param_groups[0]["lr"] = 0.5 * rate * (1 + math.cos(math.pi * gone))
+        SVI(model, guide, optimizer, loss=objective).step()
         gone = (time.perf_counter() - begin) / (60 * minutes)
     return objective.carried["x"]
 
