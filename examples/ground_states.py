@@ -174,8 +174,11 @@ def trained(
 def along_paths(
     system: System, psi: WaveFunction, minutes: float, walkers: int, start: Tensor
 ) -> Tensor:
-    """The same by the paper's gradient, along paths with persistent walkers: of the cost alone while
-    the drift is poor, and in the second half with its control variate, which then has less noise."""
+    """The same by the paper's gradient, along paths with persistent walkers.
+
+    It is that of the cost alone while the drift is poor, and in the second half with its control
+    variate, which then has less noise.
+    """
     model = FeynmanKac(
         system.potential, system.potential.dim, 0.3, 30, num_walkers=walkers, initial=start
     )
