@@ -9,7 +9,8 @@ products of the energy and twice its activations. Two things are made cheaper:
   products are made for large ones. Written as sums of a few numbers each, these become loops that
   the compiler joins with the activation before or after.
 
-What comes out differs by rounding alone, and random numbers are drawn in the same order.
+What comes out differs by rounding alone, and random numbers are drawn in the same order. A graph
+that writes to a tensor stays as it is: to record it anew is to run it, and to write once more.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ def rewritten(module: torch.fx.GraphModule, example: Sequence[Tensor]) -> torch.
     Args:
         module: a graph, ``(*tensors) -> outputs``.
         example: tensors to run it on, of the right shapes.
+
+    Returns:
+        ``module`` itself, if there is nothing to replace, or if it writes to a tensor.
     """
     targets = {node.target for node in module.graph.nodes}
     table = {target: cheap for target, cheap in _replacements().items() if target in targets}
@@ -62,13 +66,12 @@ def _replacements() -> dict[Any, Callable[..., Any]]:
 
 def _silu() -> dict[Any, Callable[..., Any]]:
     """SiLU and its derivative, which share what they are made of."""
-    known: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+    known: dict[int, tuple[Tensor, Tensor]] = {}  # with x itself, so that its id stays its own
 
     def sigmoid(x: Tensor) -> Tensor:
-        key = id(x), x._version
-        if key not in known:
-            known[key] = x, torch.sigmoid(x)  # with x itself, so that its id stays its own
-        return known[key][1]
+        if id(x) not in known:
+            known[id(x)] = x, torch.sigmoid(x)
+        return known[id(x)][1]
 
     def silu(x: Tensor) -> Any:
         return x * sigmoid(x) if _is_full(x) else NotImplemented
@@ -105,5 +108,5 @@ def _sum_and_product(
 
 
 def _is_full(x: Tensor) -> bool:
-    """Whether numbers are as precise as what is computed with them (and tell when they change)."""
-    return x.dtype in (torch.float32, torch.float64) and not x.is_inference()
+    """Whether numbers are as precise as what is computed with them."""
+    return x.dtype in (torch.float32, torch.float64)
