@@ -29,6 +29,7 @@ References:
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -117,7 +118,7 @@ class Path(TorchDistribution):
         self.process, self.initial, self.times = process, initial, times
         self.context = (given,) if isinstance(given, Tensor) else tuple(given)
         self.solver, self.gradient = solver, gradient
-        self._drawn: Tensor | None = None
+        self._drawn: Any = None  # a weak reference, as a path has all of its graph with it
         _check_process(process, solver, gradient)
         size = _check_initial(initial)
         _check_times(times)
@@ -199,12 +200,16 @@ class Path(TorchDistribution):
         else:
             # Of one step after the other, so that what a step takes lies together in memory.
             by_step = (length - 1, *shape, size)
-            noise = torch.randn(by_step, dtype=start.dtype, device=start.device).movedim(0, -2)
-            remembered = self.gradient == "checkpointed"
             path = simulate(
-                self.process, start, self.times, noise, self.context, self.solver, remembered
+                self.process,
+                start,
+                self.times,
+                torch.randn(by_step, dtype=start.dtype, device=start.device).movedim(0, -2),
+                self.context,
+                self.solver,
+                checkpointed=self.gradient == "checkpointed",
             )
-        self._drawn = path
+        self._drawn = weakref.ref(path)
         return path
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -414,7 +419,8 @@ class _Controls(NamedTuple):
 @register_kl(Path, Path)  # type: ignore[untyped-decorator]
 def _kl_path_path(q: Path, p: Path) -> Tensor:
     r"""``sum_k 1/2 |u_k|^2 h_k`` along the path that was drawn from ``q`` last, or a new one."""
-    path = q.rsample() if q._drawn is None else q._drawn
+    drawn = None if q._drawn is None else q._drawn()
+    path = q.rsample() if drawn is None else drawn
     return q.log_ratio(path, p, martingale=False)
 
 

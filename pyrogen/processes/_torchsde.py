@@ -60,6 +60,10 @@ def by_torchsde(
     return path.reshape((*batch, len(times), size))
 
 
+def _off_whole(ticks: Tensor) -> Tensor:
+    return (ticks - ticks.round()).abs()
+
+
 def _trained(sde: _SDE, context: Sequence[Tensor]) -> tuple[Tensor, ...]:
     found = [*sde.parameters(), *context]
     return tuple(each for each in found if each.requires_grad)
@@ -77,10 +81,14 @@ class _SDE(nn.Module):
         self.sde_type = "ito" if method in ITO else "stratonovich"
         self.networks = nn.ModuleList(process.networks())
         self._process, self._context = process, context
-        self._start, self._unit = times[0], times.diff().min()
+        self._start, shortest = times[0], times.diff().min()
+        # A difference of times has few digits, so that many of it are off; the whole span has more.
+        span = times[-1] - times[0]
+        even = span / (span / shortest).round()
+        fits = bool(_off_whole((times - times[0]) / even).max() < _ROUNDING)
+        self._unit = even if fits else shortest
         ticks = (times - self._start) / self._unit
-        whole = ticks.round()
-        self.ticks = torch.where((ticks - whole).abs() < _ROUNDING, whole, ticks)
+        self.ticks = torch.where(_off_whole(ticks) < _ROUNDING, ticks.round(), ticks)
 
     def f(self, tick: Tensor, y: Tensor) -> Tensor:
         """The drift, per tick."""

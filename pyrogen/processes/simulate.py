@@ -80,6 +80,7 @@ def simulate(
     check_method(process, method)
     steps = times.diff()
     one = _stepping(process, times, steps, noise, context, method)
+    del noise  # so that the states take its place in memory
     if checkpointed and torch.is_grad_enabled():
         path = _remembered(one, x0, len(steps))
     else:
@@ -152,28 +153,34 @@ def _stepping(
         scaled = (steps.sqrt().unsqueeze(-1) * noise).unbind(-2)
 
         def dependent(x: Tensor, k: int) -> Tensor:
-            moved = _along(x, drift(x, t[k], *told[k]), h[k])
-            return torch.addcmul(moved, process.diffusion_at(x, t[k]), scaled[k])
+            noisy = torch.addcmul(x, process.diffusion_at(x, t[k]), scaled[k])
+            return _along(noisy, drift(x, t[k], *told[k]), h[k])
 
         return dependent
     dw = increments(process, times, steps, noise, method).unbind(-2)
 
     def euler(x: Tensor, k: int) -> Tensor:
-        return _along(x + dw[k], drift(x, t[k], *told[k]), h[k])
+        return _along(x, drift(x, t[k], *told[k]), h[k], dw[k])
 
     def heun(x: Tensor, k: int) -> Tensor:
         here = drift(x, t[k], *told[k])
-        ahead = drift(_along(x + dw[k], here, h[k]), t[k + 1], *told[k])
-        return _along(x + dw[k], here + ahead, 0.5 * h[k])
+        ahead = drift(_along(x, here, h[k], dw[k]), t[k + 1], *told[k])
+        return _along(x, here + ahead, 0.5 * h[k], dw[k])
 
     return heun if method == "heun" else euler
 
 
-def _along(x: Tensor, drift: Tensor, h: Any) -> Tensor:
-    """``x + h drift``, in one operation."""
-    if isinstance(h, float):
-        return torch.add(x, drift, alpha=h)
-    return torch.addcmul(x, drift, h)
+def _along(x: Tensor, drift: Tensor, h: Any, dw: Tensor | None = None) -> Tensor:
+    """``x + h drift + dw``."""
+    if not isinstance(h, float):
+        return torch.addcmul(x if dw is None else x + dw, drift, h)
+    moved = torch.add(x, drift, alpha=h)
+    if dw is None:
+        return moved
+    if dw.requires_grad:
+        return moved + dw
+    moved.detach().add_(dw)  # a constant, of which the graph need not know
+    return moved
 
 
 def _run(step: Step, x: Tensor, steps: range) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 
 import pyro.distributions as dist
 import pytest
@@ -231,6 +232,39 @@ def test_the_adjoint_is_the_gradient():
         found.append([path, *torch.autograd.grad(path.square().sum(), wanted)])
     for direct, adjoint in zip(*found, strict=True):
         torch.testing.assert_close(direct, adjoint, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("steps", [100, 800])
+def test_torchsde_makes_as_many_steps_as_the_grid_has(steps):
+    """Differences of times in single precision have few digits."""
+    calls = []
+
+    class Counted(nn.Module):
+        def forward(self, x, t):
+            calls.append(float(t))
+            return -x
+
+    times = torch.linspace(0.0, 1.0, steps + 1)
+    law = Path(
+        Process(Counted(), 0.3),
+        torch.zeros(2, 1),
+        times,
+        solver="torchsde:reversible_heun",
+        gradient="adjoint",
+    )
+    law.rsample()
+    # At the end of each step, and at the beginning once for the solver's state, once for the first.
+    torch.testing.assert_close(torch.tensor(calls[1:]), times)
+
+
+def test_a_path_does_not_outlive_its_use():
+    law = Path(OrnsteinUhlenbeck(), torch.zeros(1), grid(5))
+    path = law.rsample()
+    kept = weakref.ref(path)
+    del path
+    assert kept() is None
+    assert float(kl_divergence(law, law)) == 0.0  # of a new one
 
 
 def test_expanding_keeps_context_and_beginning():

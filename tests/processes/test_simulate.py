@@ -114,6 +114,26 @@ def test_checkpoints_leave_path_and_gradient_as_they_are(method):
         assert torch.equal(direct, remembered)
 
 
+@pytest.mark.parametrize("method", ["euler", "heun"])
+def test_the_gradient_in_what_scales_the_noise(method):
+    """The noise is added outside the graph, but not where the graph must know it."""
+    noise, times = torch.randn(4, 6, 2, dtype=DOUBLE), grid(6)
+    found = []
+    for learned in (True, False):
+        scale = torch.tensor(0.7, dtype=DOUBLE, requires_grad=learned)
+        start = torch.ones(4, 2, dtype=DOUBLE, requires_grad=True)
+        process = Process(lambda x, t: -x, scale)
+        path = simulate(process, start, times, noise, method=method)
+        wanted = [start, scale] if learned else [start]
+        found.append([path.detach(), *torch.autograd.grad(path.square().sum(), wanted)])
+        if learned:  # linear, so that a scale twice as large moves paths from the noiseless twice
+            still = simulate(process, start, times, torch.zeros_like(noise), method=method)
+            slope = 2 * (path * (path - still) / scale).sum()
+            torch.testing.assert_close(found[0][2], slope.detach())
+    for with_scale, without in zip(found[0][:2], found[1], strict=True):
+        torch.testing.assert_close(with_scale, without)
+
+
 def test_each_step_is_told_its_context():
     told = torch.arange(3.0).reshape(3, 1)
     process = Process(lambda x, t, a, b: a + b + 0 * x, 1.0)
