@@ -1,13 +1,14 @@
 r"""Operations of a graph replaced by equal ones that cost less, before it is compiled for a CPU.
 
 The gradient of an energy in its argument, of which samplers take many, has twice the matrix
-products of the energy and twice its activations. Two things are made cheaper:
+products of the energy and twice its activations. Three things are made cheaper:
 
 * **SiLU and its derivative** are functions of one :math:`\sigma(x)`, which the compiler would
   compute twice, exponentials and all: :math:`x \sigma`, and :math:`\sigma (1 + x (1 - \sigma))`.
 * **Products with few columns or few terms**, as of points in the plane. Libraries of matrix
   products are made for large ones. Written as sums of a few numbers each, these become loops that
   the compiler joins with the activation before or after.
+* **Large products** are left to oneDNN.
 
 What comes out differs by rounding alone, and random numbers are drawn in the same order. A graph
 that writes to a tensor stays as it is: to record it anew is to run it, and to write once more.
@@ -21,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyrogen.graph._product import is_large, product
 
 __all__ = ["rewritten"]
 
@@ -86,7 +89,7 @@ def _silu() -> dict[Any, Callable[..., Any]]:
 
 
 def _product(a: Tensor, b: Tensor) -> Any:
-    """``a [rows, terms]`` times ``b [terms, columns]``, if terms or columns are few."""
+    """``a [rows, terms]`` times ``b [terms, columns]``, if some are few, or all many."""
     rows, terms = a.shape
     columns = b.shape[1]
     if rows < _MANY_ROWS or not _is_full(a):
@@ -95,7 +98,7 @@ def _product(a: Tensor, b: Tensor) -> Any:
         return sum(a[:, i : i + 1] * b[i : i + 1] for i in range(terms))
     if 0 < columns <= _FEW:
         return torch.stack([(a * b[:, i]).sum(1) for i in range(columns)], dim=1)
-    return NotImplemented
+    return product(a, b) if is_large(a, b) else NotImplemented
 
 
 def _sum_and_product(
@@ -103,8 +106,10 @@ def _sum_and_product(
 ) -> Any:
     if (beta, alpha) != (1, 1):
         return NotImplemented
-    product = _product(a, b)
-    return product if product is NotImplemented else bias + product
+    if is_large(a, b) and bias.shape == b.shape[1:]:
+        return product(a, b, bias)
+    found = _product(a, b)
+    return found if found is NotImplemented else bias + found
 
 
 def _is_full(x: Tensor) -> bool:

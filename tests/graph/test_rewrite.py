@@ -9,6 +9,7 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyrogen.graph import Captured
+from pyrogen.graph._product import is_large, product
 from pyrogen.graph._rewrite import rewritten
 
 aten = torch.ops.aten
@@ -53,6 +54,52 @@ def test_the_function_stays_the_same(dimensions, dtype):
     rounding = {torch.float32: 2e-6, torch.float64: 1e-14}[dtype]
     for got, expected in zip(results[1], results[0], strict=True):
         torch.testing.assert_close(got, expected, rtol=rounding, atol=rounding)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+@pytest.mark.parametrize("bias", [True, False])
+def test_large_products_go_to_onednn(bias):
+    network = nn.Sequential(nn.Linear(200, 100, bias), nn.Tanh(), nn.Linear(100, 200, bias))
+
+    def function(x):
+        with torch.enable_grad():
+            loss = network(x).square().sum()
+            return loss.detach(), *torch.autograd.grad(loss, list(network.parameters()))
+
+    for rows, dtype, count in (
+        (100, torch.float32, 5),
+        (50, torch.float32, 0),
+        (100, torch.float64, 0),
+    ):
+        network.to(dtype)
+        x = torch.randn(rows, 200, dtype=dtype)
+        module = make_fx(function)(x)
+        cheaper = rewritten(module, [x])
+        assert operations(cheaper).count(torch.ops.pyrogen.product.default) == count
+        assert (
+            operations(cheaper).count(aten.mm.default)
+            + operations(cheaper).count(aten.addmm.default)
+            == 5 - count
+        )
+        for got, expected in zip(cheaper(x), function(x), strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+@pytest.mark.parametrize("shape", [(256, 256, 64), (100, 150, 130)])
+def test_products_of_onednn(shape):
+    """Whatever the strides."""
+    rows, terms, columns = shape
+    x, y, bias = torch.randn(rows, terms), torch.randn(terms, columns), torch.randn(columns)
+    assert is_large(x, y)
+    for a in (x, x.T.contiguous().T):
+        for b in (y, y.T.contiguous().T):
+            for shift in (bias, None):
+                expected = a.double() @ b.double() + (0 if shift is None else shift)
+                torch.testing.assert_close(
+                    product(a, b, shift), expected.float(), rtol=1e-5, atol=1e-4
+                )
+    torch.library.opcheck(torch.ops.pyrogen.product.default, (x, y.T, bias))
 
 
 def test_a_graph_that_writes_is_run_once():
