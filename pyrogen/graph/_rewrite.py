@@ -16,7 +16,9 @@ that writes to a tensor stays as it is: to record it anew is to run it, and to w
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -31,6 +33,7 @@ _FEW = 4  # terms or columns that count as few
 _MANY_ROWS = 16  # below which a product is too small to matter
 
 aten = torch.ops.aten
+_Known = dict[Any, tuple[Tensor, Tensor]]
 
 
 def rewritten(module: torch.fx.GraphModule, example: Sequence[Tensor]) -> torch.fx.GraphModule:
@@ -60,16 +63,12 @@ def _writes(module: torch.fx.GraphModule) -> bool:
 
 
 def _replacements() -> dict[Any, Callable[..., Any]]:
-    return {
-        **_silu(),
-        aten.mm.default: _product,
-        aten.addmm.default: _sum_and_product,
-    }
+    return {**_silu(), **_products()}
 
 
 def _silu() -> dict[Any, Callable[..., Any]]:
     """SiLU and its derivative, which share what they are made of."""
-    known: dict[int, tuple[Tensor, Tensor]] = {}  # with x itself, so that its id stays its own
+    known: _Known = {}  # with x itself, so that its id stays its own
 
     def sigmoid(x: Tensor) -> Tensor:
         if id(x) not in known:
@@ -88,28 +87,48 @@ def _silu() -> dict[Any, Callable[..., Any]]:
     return {aten.silu.default: silu, aten.silu_backward.default: silu_backward}
 
 
-def _product(a: Tensor, b: Tensor) -> Any:
-    """``a [rows, terms]`` times ``b [terms, columns]``, if some are few, or all many."""
-    rows, terms = a.shape
-    columns = b.shape[1]
-    if rows < _MANY_ROWS or not _is_full(a):
+def _products() -> dict[Any, Callable[..., Any]]:
+    """Products of ``a [rows, terms]`` and ``b [terms, columns]`` with few terms or columns, or with
+    all many."""
+    known: _Known = {}
+
+    def mm(a: Tensor, b: Tensor) -> Any:
+        return product(a, b) if is_large(a, b) else _few(a, b, known)
+
+    def addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
+        if (beta, alpha) != (1, 1):
+            return NotImplemented
+        if is_large(a, b) and bias.shape == b.shape[1:]:
+            return product(a, b, bias)
+        found = _few(a, b, known)
+        return found if found is NotImplemented else bias + found
+
+    return {aten.mm.default: mm, aten.addmm.default: addmm}
+
+
+def _few(a: Tensor, b: Tensor, known: _Known) -> Any:
+    """The product as sums of a few numbers each, or over as many as there are terms."""
+    terms, columns = b.shape
+    if len(a) < _MANY_ROWS or not _is_full(a):
         return NotImplemented
     if 0 < terms <= _FEW:
-        return sum(a[:, i : i + 1] * b[i : i + 1] for i in range(terms))
+        rows = _in_rows(b, known)
+        return reduce(operator.add, (a[:, i : i + 1] * rows[i] for i in range(terms)))
     if 0 < columns <= _FEW:
-        return torch.stack([(a * b[:, i]).sum(1) for i in range(columns)], dim=1)
-    return product(a, b) if is_large(a, b) else NotImplemented
+        rows = _in_rows(b.t(), known)
+        return torch.stack([(a * rows[i]).sum(1) for i in range(columns)], dim=1)
+    return NotImplemented
 
 
-def _sum_and_product(
-    bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1
-) -> Any:
-    if (beta, alpha) != (1, 1):
-        return NotImplemented
-    if is_large(a, b) and bias.shape == b.shape[1:]:
-        return product(a, b, bias)
-    found = _product(a, b)
-    return found if found is NotImplemented else bias + found
+def _in_rows(x: Tensor, known: _Known) -> Tensor:
+    """``x``, row after row in memory, so that a loop along one takes many numbers at once."""
+    if x.is_contiguous():
+        return x
+    key = x.data_ptr(), x.shape, x.stride()
+    if key not in known:
+        copy = x.contiguous()  # which a view keeps out of the loop
+        known[key] = x, copy.as_strided(copy.shape, copy.stride())
+    return known[key][1]
 
 
 def _is_full(x: Tensor) -> bool:
