@@ -29,7 +29,6 @@ References:
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -38,6 +37,7 @@ from pyro.distributions import TorchDistribution
 from pyro.poutine.util import is_validation_enabled
 from torch import Size, Tensor
 from torch.distributions import Distribution, constraints, kl_divergence, register_kl
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from pyrogen.distributions._sticking import stuck
 from pyrogen.processes import LinearProcess, Process, Steered, simulate
@@ -118,7 +118,7 @@ class Path(TorchDistribution):
         self.process, self.initial, self.times = process, initial, times
         self.context = (given,) if isinstance(given, Tensor) else tuple(given)
         self.solver, self.gradient = solver, gradient
-        self._drawn: Any = None  # a weak reference, as a path has all of its graph with it
+        self._drawn = _Drawn()
         _check_process(process, solver, gradient)
         size = _check_initial(initial)
         _check_times(times)
@@ -141,7 +141,7 @@ class Path(TorchDistribution):
         new: Path = self._get_checked_instance(Path, _instance)
         batch_shape = Size(batch_shape)
         new.__dict__.update(self._parts())
-        new.context, new._drawn = self.context, None
+        new.context, new._drawn = self.context, _Drawn()
         new.initial = (
             self.initial.expand((*batch_shape, *self.event_shape[1:]))
             if isinstance(self.initial, Tensor)
@@ -197,19 +197,24 @@ class Path(TorchDistribution):
         if self.solver.startswith(_TORCHSDE):
             method, adjoint = self.solver[len(_TORCHSDE) :], self.gradient == "adjoint"
             path = by_torchsde(self.process, start, self.times, self.context, method, adjoint)
-        else:
-            # Of one step after the other, so that what a step takes lies together in memory.
-            by_step = (length - 1, *shape, size)
-            path = simulate(
-                self.process,
-                start,
-                self.times,
-                torch.randn(by_step, dtype=start.dtype, device=start.device).movedim(0, -2),
-                self.context,
-                self.solver,
-                checkpointed=self.gradient == "checkpointed",
-            )
-        self._drawn = weakref.ref(path)
+            self._drawn = _Drawn(path)
+            return path
+        # Of one step after the other, so that what a step takes lies together in memory.
+        by_step = (length - 1, *shape, size)
+        # With its gradient, what steered a path need not be computed once more to score it.
+        kept = torch.is_grad_enabled() and self.solver == "euler" and self.gradient == "direct"
+        controls: list[Tensor] | None = [] if kept else None
+        path = simulate(
+            self.process,
+            start,
+            self.times,
+            torch.randn(by_step, dtype=start.dtype, device=start.device).movedim(0, -2),
+            self.context,
+            self.solver,
+            checkpointed=self.gradient == "checkpointed",
+            controls=controls,
+        )
+        self._drawn = _Drawn(path, controls)
         return path
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -255,37 +260,49 @@ class Path(TorchDistribution):
         self._check_same(other, path)
         # Euler's steps take the control at their beginning, of others the integral is closer.
         states = path[..., :-1, :] if self.has_density else path
-        drift, u, g = self._controls(other, states)
-        ratio = 0.5 * (u.square() * self._weights()).sum((-2, -1))
+        given = self._controls(other, states, self._drawn.controls(path))
+        ratio = 0.5 * (given.u.square() * self._weights()).sum((-2, -1))
         if martingale:
             self._refuse_density("the martingale of log_ratio")
-            drift = self._along(states) if drift is None else drift
-            noise = (path.diff(dim=-2) - drift * self._weights()) / g
+            noise = (path.diff(dim=-2) - given.drift() * self._weights()) / given.g
             if sticking_the_landing:
                 noise = noise.detach()  # which it is for paths that were drawn
                 ratio = ratio + stuck(lambda x: self._martingale(other, x, noise), states)
             else:
-                ratio = ratio + (u * noise).sum((-2, -1))
+                ratio = ratio + (given.u * noise).sum((-2, -1))
         return ratio + self._initial_ratio(path[..., 0, :], other, martingale, sticking_the_landing)
 
     def _martingale(self, other: Path, states: Tensor, noise: Tensor) -> Tensor:
         return (self._controls(other, states).u * noise).sum((-2, -1))
 
-    def _controls(self, other: Path, states: Tensor) -> _Controls:
-        """What drives this law away from another, at states ``[*batch, T or T + 1, D]``."""
+    def _controls(self, other: Path, states: Tensor, known: Tensor | None = None) -> _Controls:
+        """What drives this law away from another, at states ``[*batch, T or T + 1, D]``.
+
+        ``known`` is what steered the path there, if it was kept.
+        """
         g = self.process.diffusion_at(*self._at(states)[:2])
         steering = self.process
-        if isinstance(steering, Steered) and steering.base is other.process:
-            return _Controls(None, self._along(states, steering.control) / g, g)
-        drift = self._along(states)
-        return _Controls(drift, (drift - other._along(states)) / g, g)
+        if isinstance(steering, Steered):
+            if steering.base is other.process:
+                control = self._along(states, steering.control, known)
+                return _Controls(control / g, g, lambda: other._along(states) + control)
+            known = None  # which is the control alone
+        drift = self._along(states, found=known)
+        return _Controls((drift - other._along(states)) / g, g, lambda: drift)
 
-    def _along(self, states: Tensor, field: Callable[..., Tensor] | None = None) -> Tensor:
-        """The drift, or another field, at all states of paths at once."""
+    def _along(
+        self,
+        states: Tensor,
+        field: Callable[..., Tensor] | None = None,
+        found: Tensor | None = None,
+    ) -> Tensor:
+        """The drift, or another field, at all states of paths at once, unless it was found."""
         field = self.process.drift if field is None else field
-        found = field(*self._at(states))
+        known = found is not None
+        found = field(*self._at(states)) if found is None else found
         if found.shape != states.shape or (
-            states.shape[-1] == states.shape[-2]
+            not known
+            and states.shape[-1] == states.shape[-2]
             and is_validation_enabled()
             and not self._agrees(states, field, found)
         ):
@@ -411,15 +428,35 @@ class Path(TorchDistribution):
 
 
 class _Controls(NamedTuple):
-    drift: Tensor | None
+    """``u``, the diffusion, and the drift at the same states."""
+
     u: Tensor
     g: Tensor
+    drift: Callable[[], Tensor]
+
+
+class _Drawn:
+    """The path that was drawn last and what steered it, as long as it is used elsewhere."""
+
+    def __init__(self, path: Tensor | None = None, controls: list[Tensor] | None = None) -> None:
+        self._known: Any = WeakTensorKeyDictionary()
+        if path is not None:
+            self._known[path] = controls
+
+    def path(self) -> Tensor | None:
+        """The path."""
+        return next(iter(self._known), None)
+
+    def controls(self, path: Tensor) -> Tensor | None:
+        """What steered each step of it, ``[*batch, T, D]``, if that was kept."""
+        steps = self._known.get(path)
+        return torch.stack(steps).movedim(0, -2) if steps else None
 
 
 @register_kl(Path, Path)  # type: ignore[untyped-decorator]
 def _kl_path_path(q: Path, p: Path) -> Tensor:
     r"""``sum_k 1/2 |u_k|^2 h_k`` along the path that was drawn from ``q`` last, or a new one."""
-    drawn = None if q._drawn is None else q._drawn()
+    drawn = q._drawn.path()
     path = q.rsample() if drawn is None else drawn
     return q.log_ratio(path, p, martingale=False)
 

@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils.checkpoint import checkpoint
 
-from pyrogen.processes.process import Process
+from pyrogen.processes.process import Field, Process
 
 __all__ = ["METHODS", "increments", "of_step", "on_grid", "simulate"]
 
@@ -49,6 +49,7 @@ def simulate(
     context: Sequence[Tensor] = (),
     method: str = "euler",
     checkpointed: bool = False,
+    controls: list[Tensor] | None = None,
 ) -> Tensor:
     """The path that a process takes from ``x0`` when it is driven by the given noise.
 
@@ -63,6 +64,8 @@ def simulate(
             a linear one.
         checkpointed: remember the states at about ``sqrt(T)`` times only, and run the steps between
             them again for the gradient: slower by one run, and the memory of ``sqrt(T)`` steps.
+        controls: a list, to which each step of Euler adds what steered it (see
+            :meth:`Process.drift_and_control`). Not with ``checkpointed``.
 
     Returns:
         The path, ``[*batch, T + 1, D]``.
@@ -79,7 +82,8 @@ def simulate(
     """
     check_method(process, method)
     steps = times.diff()
-    one = _stepping(process, times, steps, noise, context, method)
+    drift = process.drift if controls is None else _recorded(process, controls)
+    one = _stepping(process, drift, times, steps, noise, context, method)
     del noise  # so that the states take its place in memory
     if checkpointed and torch.is_grad_enabled():
         path = _remembered(one, x0, len(steps))
@@ -126,8 +130,20 @@ def increments(
     return at * steps.sqrt().unsqueeze(-1) * noise
 
 
+def _recorded(process: Process, controls: list[Tensor]) -> Field:
+    """The drift, of which the control is kept."""
+
+    def drift(x: Tensor, t: Tensor, *context: Tensor) -> Tensor:
+        found, control = process.drift_and_control(x, t, *context)
+        controls.append(control)
+        return found
+
+    return drift
+
+
 def _stepping(
     process: Process,
+    drift: Field,
     times: Tensor,
     steps: Tensor,
     noise: Tensor,
@@ -135,7 +151,7 @@ def _stepping(
     method: str,
 ) -> Step:
     """A step as a function of the state and its number."""
-    t, drift = times.unbind(), process.drift
+    t = times.unbind()
     told = [of_step(context, k) for k in range(len(steps))] if context else [[]] * len(steps)
     # As numbers, lengths spare an operation a step; a graph that is captured keeps them tensors.
     h: Any = steps.tolist() if get_proxy_mode() is None else steps.unbind()

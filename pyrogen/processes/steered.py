@@ -52,9 +52,14 @@ class Steered(Process):
 
     def drift(self, x: Tensor, t: Tensor, *context: Tensor) -> Tensor:
         """The drift of the process that is steered, and the control."""
+        return self.drift_and_control(x, t, *context)[0]
+
+    def drift_and_control(self, x: Tensor, t: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
+        """The drift, and the control in it."""
         t = as_time(t, x)
         drift = self.base.drift(x, t, *context[: self._num_contexts])
-        return drift + self.control(x, t, *context)
+        control = self.control(x, t, *context)
+        return drift + control, control
 
     def control(self, x: Tensor, t: Tensor, *context: Tensor) -> Tensor:
         """What is added to the drift, of the shape of ``x``; arguments as for :meth:`drift`."""

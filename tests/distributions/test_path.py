@@ -258,6 +258,41 @@ def test_torchsde_makes_as_many_steps_as_the_grid_has(steps):
     torch.testing.assert_close(torch.tensor(calls[1:]), times)
 
 
+@pytest.mark.parametrize("steered", [True, False])
+@pytest.mark.parametrize("martingale", [True, False])
+def test_what_steered_a_path_is_not_computed_again(steered, martingale):
+    network, shapes = Told().double(), []
+    prior = Path(OrnsteinUhlenbeck(1.0, 0.5), torch.ones(3, 2, dtype=DOUBLE), grid(7, dtype=DOUBLE))
+
+    def field(x, t):
+        shapes.append(list(x.shape))
+        return network(x, t, 0.0)
+
+    process = Process(field, 0.5)
+    law = prior.steered(field) if steered else Path(process, prior.initial, prior.times)
+    path = law.rsample()
+    found = law.log_ratio(path, prior, martingale)
+    assert shapes == 7 * [[3, 2]]
+    expected = law.log_ratio(path.view_as(path), prior, martingale)
+    assert shapes[7:] == [[3, 7, 2]]
+    torch.testing.assert_close(found, expected)
+    wanted = list(network.parameters())
+    both = (
+        torch.autograd.grad(each.sum(), wanted, retain_graph=True) for each in (found, expected)
+    )
+    for got, again in zip(*both, strict=True):
+        torch.testing.assert_close(got, again)
+
+
+def test_what_steered_a_path_without_gradient_has_one_all_the_same():
+    pull = torch.tensor(0.3, requires_grad=True)
+    prior = Path(OrnsteinUhlenbeck(1.0, 0.2), torch.zeros(4, 1), grid(50))
+    posterior = prior.steered(lambda x, t: pull.expand_as(x))
+    ratio = posterior.log_ratio(posterior.sample(), prior, martingale=False)
+    (slope,) = torch.autograd.grad(ratio.mean(), pull)
+    torch.testing.assert_close(slope, torch.tensor(2 * 1.125 / 0.3))
+
+
 def test_a_path_does_not_outlive_its_use():
     law = Path(OrnsteinUhlenbeck(), torch.zeros(1), grid(5))
     path = law.rsample()
