@@ -202,7 +202,8 @@ class Path(TorchDistribution):
         # Of one step after the other, so that what a step takes lies together in memory.
         by_step = (length - 1, *shape, size)
         # With its gradient, what steered a path need not be computed once more to score it.
-        kept = torch.is_grad_enabled() and self.solver == "euler" and self.gradient == "direct"
+        steered = isinstance(self.process, Steered) and self.solver == "euler"
+        kept = steered and self.gradient == "direct" and torch.is_grad_enabled()
         controls: list[Tensor] | None = [] if kept else None
         path = simulate(
             self.process,
@@ -282,27 +283,20 @@ class Path(TorchDistribution):
         """
         g = self.process.diffusion_at(*self._at(states)[:2])
         steering = self.process
-        if isinstance(steering, Steered):
-            if steering.base is other.process:
-                control = self._along(states, steering.control, known)
-                return _Controls(control / g, g, lambda: other._along(states) + control)
-            known = None  # which is the control alone
-        drift = self._along(states, found=known)
+        if isinstance(steering, Steered) and steering.base is other.process:
+            if known is None or known.shape != states.shape:
+                known = self._along(states, steering.control)
+            control: Tensor = known
+            return _Controls(control / g, g, lambda: other._along(states) + control)
+        drift = self._along(states)
         return _Controls((drift - other._along(states)) / g, g, lambda: drift)
 
-    def _along(
-        self,
-        states: Tensor,
-        field: Callable[..., Tensor] | None = None,
-        found: Tensor | None = None,
-    ) -> Tensor:
-        """The drift, or another field, at all states of paths at once, unless it was found."""
+    def _along(self, states: Tensor, field: Callable[..., Tensor] | None = None) -> Tensor:
+        """The drift, or another field, at all states of paths at once."""
         field = self.process.drift if field is None else field
-        known = found is not None
-        found = field(*self._at(states)) if found is None else found
+        found = field(*self._at(states))
         if found.shape != states.shape or (
-            not known
-            and states.shape[-1] == states.shape[-2]
+            states.shape[-1] == states.shape[-2]
             and is_validation_enabled()
             and not self._agrees(states, field, found)
         ):

@@ -119,11 +119,6 @@ class Process:
         """The drift ``f(x, t)``, of the shape of ``x``."""
         return self._drift(x, as_time(t, x), *context)
 
-    def drift_and_control(self, x: Tensor, t: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
-        """The drift, and the part of it that steers another process: all, where there is none."""
-        drift = self.drift(x, t, *context)
-        return drift, drift
-
     def diffusion(self, t: Tensor) -> Tensor:
         """The diffusion ``g(t)``: ``[*batch]``, or a tensor that broadcasts against an event."""
         self._refuse_state("diffusion(t)")

@@ -34,6 +34,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils.checkpoint import checkpoint
 
 from pyrogen.processes.process import Field, Process
+from pyrogen.processes.steered import Steered
 
 __all__ = ["METHODS", "increments", "of_step", "on_grid", "simulate"]
 
@@ -64,8 +65,8 @@ def simulate(
             a linear one.
         checkpointed: remember the states at about ``sqrt(T)`` times only, and run the steps between
             them again for the gradient: slower by one run, and the memory of ``sqrt(T)`` steps.
-        controls: a list, to which each step of Euler adds what steered it (see
-            :meth:`Process.drift_and_control`). Not with ``checkpointed``.
+        controls: a list, to which each step of Euler adds the control of a
+            :class:`~pyrogen.processes.Steered` process. Not with ``checkpointed``.
 
     Returns:
         The path, ``[*batch, T + 1, D]``.
@@ -82,7 +83,9 @@ def simulate(
     """
     check_method(process, method)
     steps = times.diff()
-    drift = process.drift if controls is None else _recorded(process, controls)
+    drift = process.drift
+    if controls is not None and isinstance(process, Steered):
+        drift = _recorded(process, controls)
     one = _stepping(process, drift, times, steps, noise, context, method)
     del noise  # so that the states take its place in memory
     if checkpointed and torch.is_grad_enabled():
@@ -130,7 +133,7 @@ def increments(
     return at * steps.sqrt().unsqueeze(-1) * noise
 
 
-def _recorded(process: Process, controls: list[Tensor]) -> Field:
+def _recorded(process: Steered, controls: list[Tensor]) -> Field:
     """The drift, of which the control is kept."""
 
     def drift(x: Tensor, t: Tensor, *context: Tensor) -> Tensor:
