@@ -11,7 +11,8 @@ products of the energy and twice its activations. Three things are made cheaper:
 * **Large products** are left to oneDNN.
 
 What comes out differs by rounding alone, and random numbers are drawn in the same order. A graph
-that writes to a tensor stays as it is: to record it anew is to run it, and to write once more.
+that writes to a tensor which is not its own stays as it is: to record it anew is to run it, and to
+write once more.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def rewritten(module: torch.fx.GraphModule, example: Sequence[Tensor]) -> torch.
         example: tensors to run it on, of the right shapes.
 
     Returns:
-        ``module`` itself, if there is nothing to replace, or if it writes to a tensor.
+        ``module`` itself, if there is nothing to replace, or if it writes to a tensor not its own.
     """
     targets = {node.target for node in module.graph.nodes}
     table = {target: cheap for target, cheap in _replacements().items() if target in targets}
@@ -55,11 +56,24 @@ def rewritten(module: torch.fx.GraphModule, example: Sequence[Tensor]) -> torch.
 
 
 def _writes(module: torch.fx.GraphModule) -> bool:
-    """Whether an operation writes to a tensor, such as running statistics."""
+    """Whether a tensor that was there before is written to, such as running statistics."""
     return any(
-        isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+        _origin(node.args[i]).op != "call_function"
         for node in module.graph.nodes
+        if isinstance(node.target, torch._ops.OpOverload)
+        for i, argument in enumerate(node.target._schema.arguments[: len(node.args)])
+        if argument.alias_info is not None and argument.alias_info.is_write
     )
+
+
+def _origin(node: Any) -> torch.fx.Node:
+    """The node whose memory a view, or what was changed in place, shares."""
+    while isinstance(node.target, torch._ops.OpOverload) and any(
+        each.alias_info is not None for each in node.target._schema.returns
+    ):
+        node = node.args[0]
+    found: torch.fx.Node = node
+    return found
 
 
 def _replacements() -> dict[Any, Callable[..., Any]]:
@@ -71,9 +85,10 @@ def _silu() -> dict[Any, Callable[..., Any]]:
     known: _Known = {}  # with x itself, so that its id stays its own
 
     def sigmoid(x: Tensor) -> Tensor:
-        if id(x) not in known:
-            known[id(x)] = x, torch.sigmoid(x)
-        return known[id(x)][1]
+        key = id(x), x._version
+        if key not in known:
+            known[key] = x, torch.sigmoid(x)
+        return known[key][1]
 
     def silu(x: Tensor) -> Any:
         return x * sigmoid(x) if _is_full(x) else NotImplemented
@@ -124,7 +139,7 @@ def _in_rows(x: Tensor, known: _Known) -> Tensor:
     """``x``, row after row in memory, so that a loop along one takes many numbers at once."""
     if x.is_contiguous():
         return x
-    key = x.data_ptr(), x.shape, x.stride()
+    key = x.data_ptr(), x._version, x.shape, x.stride()
     if key not in known:
         copy = x.contiguous()  # which a view keeps out of the loop
         known[key] = x, copy.as_strided(copy.shape, copy.stride())
@@ -132,5 +147,5 @@ def _in_rows(x: Tensor, known: _Known) -> Tensor:
 
 
 def _is_full(x: Tensor) -> bool:
-    """Whether numbers are as precise as what is computed with them."""
-    return x.dtype in (torch.float32, torch.float64)
+    """Whether numbers are as precise as what is computed with them (and tell when they change)."""
+    return x.dtype in (torch.float32, torch.float64) and not x.is_inference()
