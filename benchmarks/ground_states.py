@@ -18,9 +18,8 @@ cent of the exact energy, from the same start.
 
 Table 3: one training step of H2 with the drift of the paper's kind, ``nn.PairDrift``: the published
 algorithm (Euler's steps of 0.01, gradient along the path, persistent walkers, Adam) written plainly
-in torch; ``PathELBO(persistent=True)`` under ``SVI``, which scores a drawn path by evaluating the
-drift once more at all of its points; and, for what an alternative costs, ``LocalEnergy`` for a wave
-function, as one graph.
+in torch; ``PathELBO(persistent=True)`` under ``SVI``; and, for what an alternative costs,
+``LocalEnergy`` for a wave function, as one graph.
 
 Table 4: the Laplacian of a wave function by one pass forwards (``WaveFunction.derivatives``), and
 by derivatives of the gradient along each axis (``torch.func``), both uncompiled.
