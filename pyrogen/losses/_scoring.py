@@ -12,6 +12,7 @@ import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.infer import ELBO, Trace_ELBO
+from pyro.ops.provenance import detach_provenance
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Size, Tensor
@@ -241,8 +242,9 @@ class _Latent:
         total: Tensor = density + (score - score.detach())
         if not value.requires_grad:
             return total
-        with torch.no_grad():
-            slope = torch.func.grad(lambda x: self._fn.unnormalized_log_prob(x).sum())(fixed)
+        with torch.no_grad():  # of which graph-based ELBOs need not know where it comes from
+            at = detach_provenance(fixed)
+            slope = torch.func.grad(lambda x: self._fn.unnormalized_log_prob(x).sum())(at)
         path: Tensor = slope * (value - fixed)
         dims = len(self._fn.event_shape)
         return total + (path.flatten(-dims).sum(-1) if dims else path)

@@ -14,7 +14,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.distributions.testing.fakes import NonreparameterizedNormal
-from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from pyrogen import diagnostics, guides, kernels, models, training
@@ -169,6 +169,31 @@ def test_a_latent_energy_is_trained_with_the_guide() -> None:
         gradients = [gradient_of(loss, model, guide, energy.precision, data) for _ in range(300)]
         second_moments = (data / 3).square() + 0.25
         assert_mean(gradients, -float((0.5 / 2.0 - 0.5 * second_moments).sum()))
+
+
+def test_graphs_of_dependencies_lead_through_a_latent_energy() -> None:
+    """Where all draws are pathwise, the gradient of ``TraceGraph_ELBO`` is that of ``Trace_ELBO``,
+    though its tensors remember which sites they came from."""
+    energy, data = Precision(), torch.randn(10, 1)
+    slope = torch.nn.Parameter(torch.tensor(0.3))
+
+    def model(x: Tensor) -> None:
+        pyro.module("energy", energy)
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", EnergyBased(energy, BASE))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(slope * x, 0.5).to_event(1))
+
+    gradients = []
+    for elbo in (Trace_ELBO(), TraceGraph_ELBO()):
+        pyro.set_rng_seed(0)
+        loss = ContrastiveDivergence(kernels.MALA(), 0, sampler=Exact(energy), elbo=elbo)
+        loss = Compiled(loss, compile=False)
+        gradients.append(gradient_of(loss, model, guide, slope, data))
+    assert gradients[0] == pytest.approx(gradients[1], rel=1e-5)
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
