@@ -17,26 +17,22 @@ _library = torch.library.Library("pyrogen", "FRAGMENT")
 _library.define("product(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
 
 
-@torch.library.impl(_library, "product", "CPU")  # type: ignore[untyped-decorator]
+@torch.library.impl(_library, "product", "CPU")
 def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return found
 
 
-@torch.library.register_fake("pyrogen::product", lib=_library)
+@torch.library.register_fake("pyrogen::product", lib=_library)  # type: ignore[untyped-decorator]
 def _shape(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0])
 
 
 def is_large(a: Tensor, b: Tensor) -> bool:
     """Whether oneDNN is there, and made for the product of two matrices."""
-    return (
-        a.dtype == b.dtype == torch.float32
-        and a.shape[0] > 1
-        and a.numel() * b.shape[1] >= _LARGE
-        and torch.backends.mkldnn.is_available()
-        and torch.backends.mkldnn.enabled
-    )
+    single = a.dtype == b.dtype == torch.float32
+    large = a.shape[0] > 1 and a.numel() * b.shape[1] >= _LARGE
+    return single and large and torch.backends.mkldnn.is_available()
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
