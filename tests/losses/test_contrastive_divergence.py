@@ -147,17 +147,23 @@ def test_energies_with_a_context(wrap: Callable[[Any], Any]) -> None:
     assert abs(estimate - 2.0) < 0.25
 
 
-def test_a_latent_energy_is_trained_with_the_guide() -> None:
-    """Prior ``N(0, 1/(1+a))``, ``x ~ N(z, 1)``, the guide at a fixed law: the gradient of the ELBO
-    in ``a``, for which the expectation under the guide is known."""
-    energy = Precision()
-    data = torch.randn(10, 1)
+def measured(energy: Precision) -> Callable[[Tensor], None]:
+    """A latent energy, measured with unit noise."""
 
     def model(x: Tensor) -> None:
         pyro.module("energy", energy)
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", EnergyBased(energy, BASE))
             pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    return model
+
+
+def test_a_latent_energy_is_trained_with_the_guide() -> None:
+    """Prior ``N(0, 1/(1+a))``, ``x ~ N(z, 1)``, the guide at a fixed law: the gradient of the ELBO
+    in ``a``, for which the expectation under the guide is known."""
+    energy = Precision()
+    data = torch.randn(10, 1)
 
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):
@@ -166,7 +172,9 @@ def test_a_latent_energy_is_trained_with_the_guide() -> None:
     sampler = Exact(energy)
     for elbo in (Trace_ELBO(), Trace_ELBO(num_particles=3, vectorize_particles=True)):
         loss = ContrastiveDivergence(kernels.MALA(), 0, sampler=sampler, num_chains=50, elbo=elbo)
-        gradients = [gradient_of(loss, model, guide, energy.precision, data) for _ in range(300)]
+        gradients = [
+            gradient_of(loss, measured(energy), guide, energy.precision, data) for _ in range(300)
+        ]
         second_moments = (data / 3).square() + 0.25
         assert_mean(gradients, -float((0.5 / 2.0 - 0.5 * second_moments).sum()))
 
@@ -177,12 +185,6 @@ def test_graphs_of_dependencies_lead_through_a_latent_energy() -> None:
     energy, data = Precision(), torch.randn(10, 1)
     slope = torch.nn.Parameter(torch.tensor(0.3))
 
-    def model(x: Tensor) -> None:
-        pyro.module("energy", energy)
-        with pyro.plate("data", len(x), dim=-1):
-            z = pyro.sample("z", EnergyBased(energy, BASE))
-            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
-
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("z", dist.Normal(slope * x, 0.5).to_event(1))
@@ -192,7 +194,7 @@ def test_graphs_of_dependencies_lead_through_a_latent_energy() -> None:
         pyro.set_rng_seed(0)
         loss = ContrastiveDivergence(kernels.MALA(), 0, sampler=Exact(energy), elbo=elbo)
         loss = Compiled(loss, compile=False)
-        gradients.append(gradient_of(loss, model, guide, slope, data))
+        gradients.append(gradient_of(loss, measured(energy), guide, slope, data))
     assert gradients[0] == pytest.approx(gradients[1], rel=1e-5)
 
 
