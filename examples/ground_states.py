@@ -177,11 +177,13 @@ def along_paths(
     """The same by the paper's gradient, along paths with persistent walkers.
 
     It is that of the cost alone while the drift is poor, and in the second half with its control
-    variate, which then has less noise. What is minimised has the bias of the step, here of 0.005,
-    which near a nucleus is large.
+    variate, which then has less noise. What is minimised has the bias of the step, which near a
+    nucleus is large; so it is 0.005 of a unit of time, which is that of the charge.
     """
+    charge = float(getattr(system.potential, "charges", torch.ones(1)).max())
+    duration = 0.2 / charge**2
     model = FeynmanKac(
-        system.potential, system.potential.dim, 0.2, 40, num_walkers=walkers, initial=start
+        system.potential, system.potential.dim, duration, 40, num_walkers=walkers, initial=start
     )
     guide, objective = PathDrift(model, drift=psi), PathELBO(persistent=True)
     near = PathELBO(sticking_the_landing=True, persistent=True)
