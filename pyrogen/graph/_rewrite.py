@@ -24,7 +24,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
 
 from pyrogen.graph._product import is_large, product
 
@@ -58,21 +60,34 @@ def rewritten(module: torch.fx.GraphModule, example: Sequence[Tensor]) -> torch.
 def _writes(module: torch.fx.GraphModule) -> bool:
     """Whether a tensor that was there before is written to, such as running statistics."""
     return any(
-        _origin(node.args[i]).op != "call_function"
+        _origin(written).op != "call_function"
         for node in module.graph.nodes
-        if isinstance(node.target, torch._ops.OpOverload)
-        for i, argument in enumerate(node.target._schema.arguments[: len(node.args)])
-        if argument.alias_info is not None and argument.alias_info.is_write
+        for written in _written(node)
     )
 
 
-def _origin(node: Any) -> torch.fx.Node:
+def _written(node: Node) -> list[Node]:
+    """What an operation writes to."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return []
+    arguments = node.target._schema.arguments
+    given = dict(zip((each.name for each in arguments), node.args, strict=False)) | node.kwargs
+    changed = (each for each in arguments if each.alias_info and each.alias_info.is_write)
+    found = pytree.tree_leaves([given.get(each.name) for each in changed])
+    return [each for each in found if isinstance(each, Node)]
+
+
+def _origin(node: Any) -> Node:
     """The node whose memory a view, or what was changed in place, shares."""
-    while isinstance(node.target, torch._ops.OpOverload) and any(
-        each.alias_info is not None for each in node.target._schema.returns
+    while isinstance(node, Node) and (
+        node.target is operator.getitem
+        or (
+            isinstance(node.target, torch._ops.OpOverload)
+            and any(each.alias_info is not None for each in node.target._schema.returns)
+        )
     ):
         node = node.args[0]
-    found: torch.fx.Node = node
+    found: Node = node
     return found
 
 

@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils.checkpoint import checkpoint
 
@@ -176,30 +177,38 @@ def _stepping(
             return _along(noisy, drift(x, t[k], *told[k]), h[k])
 
         return dependent
-    dw = increments(process, times, steps, noise, method).unbind(-2)
+    noises = increments(process, times, steps, noise, method)
+    add, dw = _add_constant if _is_constant(noises) else torch.add, noises.unbind(-2)
 
     def euler(x: Tensor, k: int) -> Tensor:
-        return _along(x, drift(x, t[k], *told[k]), h[k], dw[k])
+        return add(_along(x, drift(x, t[k], *told[k]), h[k]), dw[k])
 
     def heun(x: Tensor, k: int) -> Tensor:
         here = drift(x, t[k], *told[k])
-        ahead = drift(_along(x, here, h[k], dw[k]), t[k + 1], *told[k])
-        return _along(x, here + ahead, 0.5 * h[k], dw[k])
+        ahead = drift(add(_along(x, here, h[k]), dw[k]), t[k + 1], *told[k])
+        return add(_along(x, here + ahead, 0.5 * h[k]), dw[k])
 
     return heun if method == "heun" else euler
 
 
-def _along(x: Tensor, drift: Tensor, h: Any, dw: Tensor | None = None) -> Tensor:
-    """``x + h drift + dw``."""
-    if not isinstance(h, float):
-        return torch.addcmul(x if dw is None else x + dw, drift, h)
-    moved = torch.add(x, drift, alpha=h)
-    if dw is None:
-        return moved
-    if dw.requires_grad:
-        return moved + dw
-    moved.detach().add_(dw)  # a constant, of which the graph need not know
-    return moved
+def _along(x: Tensor, drift: Tensor, h: Any) -> Tensor:
+    """``x + h drift``, in one operation and memory of its own."""
+    if isinstance(h, float):
+        return torch.add(x, drift, alpha=h)
+    return torch.addcmul(x, drift, h)
+
+
+def _is_constant(x: Tensor) -> bool:
+    """Whether no derivative, of either mode, and no other transform or graph asks for ``x``."""
+    transformed = torch._C._functorch.maybe_current_level() is not None
+    dual = forward_ad.unpack_dual(x).tangent is not None
+    return not (x.requires_grad or transformed or dual or get_proxy_mode() is not None)
+
+
+def _add_constant(x: Tensor, constant: Tensor) -> Tensor:
+    """``x + constant`` in the memory of ``x``, of which the graph of ``x`` need not know."""
+    x.detach().add_(constant)
+    return x
 
 
 def _run(step: Step, x: Tensor, steps: range) -> list[Tensor]:

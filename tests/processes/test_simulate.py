@@ -134,6 +134,26 @@ def test_the_gradient_in_what_scales_the_noise(method):
         torch.testing.assert_close(with_scale, without)
 
 
+@pytest.mark.filterwarnings("ignore:.*jit.script:DeprecationWarning")  # torch's forward mode
+@pytest.mark.parametrize("method", ["euler", "heun"])
+def test_derivatives_forwards_and_batches_of_noise(method):
+    noise, times = torch.randn(3, 6, 2, dtype=DOUBLE), grid(6)
+    start, direction = torch.ones(2, dtype=DOUBLE), torch.randn(6, 2, dtype=DOUBLE)
+
+    def path(noise):
+        process = Process(lambda x, t: -x, 0.7)
+        return simulate(process, start.expand(*noise.shape[:-2], 2), times, noise, method=method)
+
+    each = torch.func.vmap(path)(noise)
+    torch.testing.assert_close(each, path(noise))
+    slope = path(direction) - path(torch.zeros_like(direction))  # of a path linear in its noise
+    torch.testing.assert_close(torch.func.jvp(path, (noise[0],), (direction,))[1], slope)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(noise[0], direction)
+        found = torch.autograd.forward_ad.unpack_dual(path(dual)).tangent
+    torch.testing.assert_close(found, slope)
+
+
 def test_each_step_is_told_its_context():
     told = torch.arange(3.0).reshape(3, 1)
     process = Process(lambda x, t, a, b: a + b + 0 * x, 1.0)
