@@ -1,7 +1,7 @@
 """Products of large matrices in single precision, by oneDNN.
 
 torch multiplies matrices on a CPU by MKL, which is made for the processors of its maker; on others
-oneDNN takes half the time. What it adds to a call makes small products slower.
+oneDNN is the faster. What it adds to a call makes small products slower.
 """
 
 from __future__ import annotations

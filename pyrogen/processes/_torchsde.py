@@ -83,11 +83,11 @@ class _SDE(nn.Module):
         self._process, self._context = process, context
         self._start, shortest = times[0], times.diff().min()
         # A difference of times has few digits, so that many of it are off; the whole span has more.
-        span = times[-1] - times[0]
-        even = span / (span / shortest).round()
-        fits = bool(_off_whole((times - times[0]) / even).max() < _ROUNDING)
+        since = times - self._start
+        even = since[-1] / (since[-1] / shortest).round()
+        fits = bool(_off_whole(since / even).max() < _ROUNDING)
         self._unit = even if fits else shortest
-        ticks = (times - self._start) / self._unit
+        ticks = since / self._unit
         self.ticks = torch.where(_off_whole(ticks) < _ROUNDING, ticks.round(), ticks)
 
     def f(self, tick: Tensor, y: Tensor) -> Tensor:
